@@ -1,0 +1,1 @@
+"""cj_pipeline: comparative judgement of student essays, orchestrated as Dagster assets."""

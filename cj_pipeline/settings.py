@@ -1,0 +1,277 @@
+"""Every threshold of the program: its default, its unit, its reason. Environment variables have the prefix `CJ_`.
+
+Nothing is read at import: `load_settings()` reads the environment (and `.env`) when it is called. Overrides that
+travel with a batch are `BatchOverrides`; `effective_settings` lays them over the environment.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from cj_pipeline.core.errors import InputError
+
+_DEFAULT_DATA_DIR = Path("assets_data")
+
+
+class BatchTunables(BaseModel):
+    """The settings a batch may override: what decides how it is paired, judged, stopped and reported."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    comparisons_per_stability_check_iteration: int = Field(
+        10,
+        ge=1,
+        description="comparisons. Least size of a wave; a wave is max(this, essays // 2), cut to what the budget "
+        "leaves. Smaller waves look at stability more often, larger ones keep the judge busier.",
+    )
+    min_comparisons_for_stability_check: int = Field(
+        10,
+        ge=1,
+        description="comparisons with an outcome before stability may stop a batch. Above the budget it means "
+        "'use the full budget'.",
+    )
+    score_stability_threshold: float = Field(
+        0.05,
+        ge=0,
+        description="logits. Largest |change of a score| between two waves that still counts as stable.",
+    )
+    min_success_rate_threshold: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="share of comparisons with an outcome that must be judged; below it a batch fails rather than "
+        "give grades from what happened to succeed.",
+    )
+    min_resampling_net_size: int = Field(
+        10,
+        ge=0,
+        description="essays, anchors included. A batch of fewer is a small net: it stops after its resampling "
+        "passes, because its few pairs are soon exhausted.",
+    )
+    max_resampling_passes_for_small_net: int = Field(
+        2, ge=0, description="resampling waves a small net may have once every pair has been judged."
+    )
+    bt_mean_se_warn_threshold: float = Field(
+        0.4,
+        gt=0,
+        description="logits. Mean standard error above which bt_se_inflated is flagged (report only).",
+    )
+    bt_max_se_warn_threshold: float = Field(
+        0.8,
+        gt=0,
+        description="logits. Largest standard error above which bt_se_inflated is flagged (report only).",
+    )
+    bt_min_mean_comparisons_per_item: float = Field(
+        1.0,
+        ge=0,
+        description="judged comparisons per essay, on average, below which comparison_coverage_sparse is flagged "
+        "(report only).",
+    )
+    bt_max_isolated_items_tolerated: int = Field(
+        0,
+        ge=0,
+        description="essays without a judged comparison before has_isolated_items is flagged (report only).",
+    )
+    bt_standard_error_max: float = Field(
+        2.0,
+        gt=0,
+        description="logits. Reported standard errors are capped here; grades use the uncapped ones.",
+    )
+    enable_comparison_position_balancing: bool = Field(
+        True, description="keep every essay's appearances as A and as B within one of each other."
+    )
+    pair_generation_seed: int = Field(
+        20260101, ge=0, description="integer. With the batch id and wave it decides every tie in pairing."
+    )
+    max_judgment_attempts: int = Field(
+        3,
+        ge=1,
+        le=20,
+        description="calls per comparison before it is recorded as failed; lost calls do not count.",
+    )
+    judge_concurrency: int = Field(
+        16, ge=1, le=1024, description="calls in flight at once; also the most that a crash can pay twice."
+    )
+    batch_timeout_hours: float = Field(
+        4.0, gt=0, description="hours without activity after which the monitor ends a launched batch."
+    )
+
+
+class BatchOverrides(BaseModel):
+    """What a batch may bring along; stored with it and winning over the environment. Unset fields are None."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_comparisons: int | None = Field(None, ge=1, description="comparisons: the batch's budget")
+    comparisons_per_stability_check_iteration: int | None = Field(None, ge=1)
+    min_comparisons_for_stability_check: int | None = Field(None, ge=1)
+    score_stability_threshold: float | None = Field(None, ge=0)
+    min_success_rate_threshold: float | None = Field(None, ge=0, le=1)
+    min_resampling_net_size: int | None = Field(None, ge=0)
+    max_resampling_passes_for_small_net: int | None = Field(None, ge=0)
+    bt_mean_se_warn_threshold: float | None = Field(None, gt=0)
+    bt_max_se_warn_threshold: float | None = Field(None, gt=0)
+    bt_min_mean_comparisons_per_item: float | None = Field(None, ge=0)
+    bt_max_isolated_items_tolerated: int | None = Field(None, ge=0)
+    bt_standard_error_max: float | None = Field(None, gt=0)
+    enable_comparison_position_balancing: bool | None = None
+    pair_generation_seed: int | None = Field(None, ge=0)
+    max_judgment_attempts: int | None = Field(None, ge=1, le=20)
+    judge_concurrency: int | None = Field(None, ge=1, le=1024)
+    batch_timeout_hours: float | None = Field(None, gt=0)
+
+    def stated(self) -> dict[str, Any]:
+        """The fields that were given, without the budget (which the batch holds as `total_budget`)."""
+        return self.model_dump(exclude_none=True, exclude={"max_comparisons"})
+
+
+class CJSettings(BaseSettings, BatchTunables):
+    """All settings. Construct through `load_settings` so that a bad value becomes an `InputError`."""
+
+    model_config = SettingsConfigDict(env_prefix="CJ_", env_file=".env", extra="ignore", frozen=True)
+
+    max_pairwise_comparisons: int = Field(
+        1000,
+        ge=1,
+        description="comparisons. Cap of any batch's budget, and the budget of one that names none.",
+    )
+    waves_per_run: int | None = Field(
+        None, ge=1, description="waves one run may add before it scores and publishes; unset: no limit."
+    )
+    seconds_per_run: float | None = Field(
+        None, gt=0, description="seconds after which a run starts no further wave; unset: no limit."
+    )
+    lease_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="seconds. How long the right to write a batch outlives its holder's last sign of life.",
+    )
+    interrupt_grace_seconds: float = Field(
+        20.0,
+        ge=0,
+        description="seconds an interrupted run waits for answers in flight before it gives them up.",
+    )
+    run_silence_minutes: float = Field(
+        10.0,
+        gt=0,
+        description="minutes a started run may be without lease and event before it is reported failed.",
+    )
+    inbox_settle_seconds: float = Field(
+        10.0, ge=0, description="seconds a folder in the inbox must be unchanged before it is taken."
+    )
+    enforce_targets: bool = Field(
+        False,
+        description="whether a missed quality target makes commands exit non-zero instead of only warning.",
+    )
+    data_dir: Path = Field(_DEFAULT_DATA_DIR, description="folder with inputs/ and outputs/.")
+    ledger_url: str | None = Field(
+        None,
+        description="SQLAlchemy URL of the ledger; unset: SQLite at DATA_DIR/outputs/ledger.sqlite. "
+        "PostgreSQL: postgresql+psycopg2://...",
+    )
+    lake_url: str | None = Field(
+        None, description="folder or fsspec URL of the asset outputs (Parquet); unset: DATA_DIR/outputs/lake."
+    )
+    log_format: Literal["console", "json"] = Field(
+        "console", description="console for people, json for machines."
+    )
+
+    @property
+    def outputs_dir(self) -> Path:
+        """Where this machine's outputs go."""
+        return self.data_dir / "outputs"
+
+    @property
+    def inbox_dir(self) -> Path:
+        """Where a dropped batch folder is picked up."""
+        return self.data_dir / "inputs" / "inbox"
+
+    @property
+    def effective_ledger_url(self) -> str:
+        """The ledger's SQLAlchemy URL, the default filled in."""
+        if self.ledger_url:
+            return self.ledger_url
+        return f"sqlite:///{(self.outputs_dir / 'ledger.sqlite').resolve()}"
+
+    @property
+    def effective_lake_url(self) -> str:
+        """The lake's folder or URL, the default filled in."""
+        return self.lake_url or str((self.outputs_dir / "lake").resolve())
+
+    @property
+    def graph_path(self) -> Path:
+        """The DuckDB file that analysts open."""
+        return self.outputs_dir / "comparison_graph.duckdb"
+
+
+def load_settings(**overrides: Any) -> CJSettings:
+    """Read the settings from the environment.
+
+    Args:
+        overrides: values that win over the environment, by field name (for tests and command-line options).
+
+    Raises:
+        InputError: naming each variable that does not validate, without echoing its value.
+    """
+    try:
+        return CJSettings(**overrides)
+    except ValidationError as error:
+        lines = [f"CJ_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+        raise InputError("settings: " + "; ".join(lines)) from None
+
+
+def parse_overrides(raw: Mapping[str, Any], *, where: str) -> BatchOverrides:
+    """Validate a batch's overrides.
+
+    Args:
+        raw: field name (lower case) to value.
+        where: the file or command they came from, for the message.
+
+    Raises:
+        InputError: naming `where`, each field and what is wrong with it.
+    """
+    try:
+        return BatchOverrides.model_validate(dict(raw))
+    except ValidationError as error:
+        known = ", ".join(sorted(BatchOverrides.model_fields))
+        lines = [
+            f"{where}: override {'.'.join(map(str, e['loc']))}: {e['msg']}"
+            + (f" (known: {known})" if e["type"] == "extra_forbidden" else "")
+            for e in error.errors()
+        ]
+        raise InputError("; ".join(lines)) from None
+
+
+def effective_tunables(settings: CJSettings, overrides: BatchOverrides) -> BatchTunables:
+    """The settings of one batch: the environment's, with what the batch brought laid over them."""
+    base = {name: getattr(settings, name) for name in BatchTunables.model_fields}
+    return BatchTunables(**{**base, **overrides.stated()})
+
+
+def resolve_budget(settings: CJSettings, overrides: BatchOverrides) -> int:
+    """The `total_budget` of a batch at submission.
+
+    Raises:
+        InputError: if the batch asks for more than the cap of any batch's budget.
+    """
+    asked = overrides.max_comparisons
+    if asked is None:
+        return settings.max_pairwise_comparisons
+    if asked > settings.max_pairwise_comparisons:
+        raise InputError(
+            f"max_comparisons {asked} is above CJ_MAX_PAIRWISE_COMPARISONS {settings.max_pairwise_comparisons}, "
+            "the cap of any batch's budget: ask for less, or raise the cap"
+        )
+    return asked
+
+
+def setting_sources(settings: CJSettings) -> list[tuple[str, Any, str, str]]:
+    """Each setting as (variable, value, source, description); source is `environment` or `default`."""
+    rows = []
+    for name, field in CJSettings.model_fields.items():
+        source = "environment" if name in settings.model_fields_set else "default"
+        rows.append((f"CJ_{name.upper()}", getattr(settings, name), source, field.description or ""))
+    return rows
