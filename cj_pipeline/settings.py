@@ -175,9 +175,7 @@ class CJSettings(BaseSettings, BatchTunables):
     lake_url: str | None = Field(
         None, description="folder or fsspec URL of the asset outputs (Parquet); unset: DATA_DIR/outputs/lake."
     )
-    log_format: Literal["console", "json"] = Field(
-        "console", description="console for people, json for machines."
-    )
+    log_format: Literal["console", "json"] = Field("console", description="console for people, json for machines.")
 
     @property
     def outputs_dir(self) -> Path:

@@ -17,7 +17,7 @@ class InputError(CJError):
     exit_code = 2
 
 
-class InputErrors(InputError):
+class RequestError(InputError):
     """Several problems with one request, listed together so that they can be mended together.
 
     Args:

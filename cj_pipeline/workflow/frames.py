@@ -1,0 +1,228 @@
+"""The tables results are told in: one schema each, used by the lake, the DuckDB graph, checks and pictures.
+
+A column's dtype and meaning are written here once. How the rows come about is in `workflow.results`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import polars as pl
+from polars.datatypes import DataType, DataTypeClass
+
+ColumnType = DataType | DataTypeClass
+UTC: Final = pl.Datetime("us", "UTC")
+PROBABILITIES: Final = pl.List(pl.Struct({"grade": pl.String, "probability": pl.Float64}))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its name, polars dtype, meaning, and whether it may be null."""
+
+    name: str
+    dtype: ColumnType
+    description: str
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of results."""
+
+    name: str
+    description: str
+    columns: tuple[Column, ...]
+
+    @property
+    def schema(self) -> dict[str, ColumnType]:
+        """Column name to polars dtype, in order."""
+        return {column.name: column.dtype for column in self.columns}
+
+    def frame(self, rows: list[dict[str, Any]]) -> pl.DataFrame:
+        """The rows as a typed frame with exactly this table's columns (empty rows give an empty, typed frame)."""
+        return pl.DataFrame(rows, schema=self.schema, orient="row")
+
+
+_BATCH_ID = Column("batch_id", pl.String, "the batch, which is also the Dagster partition")
+_ESSAY_ID = Column("essay_id", pl.String, "the essay; anchors have synthetic ids ANCHOR_<ref>_<hash>")
+_IS_ANCHOR = Column("is_anchor", pl.Boolean, "true for an essay with an expert grade")
+_KNOWN_GRADE = Column("known_grade", pl.String, "the expert grade of an anchor", nullable=True)
+
+BATCHES = Table(
+    "batches",
+    "one row per batch: what it was, how it stopped, what it cost",
+    (
+        _BATCH_ID,
+        Column("assignment_id", pl.String, "the writing task", nullable=True),
+        Column("kind", pl.String, "assessment, anchor_align or calibration"),
+        Column("status", pl.String, "SUBMITTED, JUDGING or how it ended"),
+        Column("stop_reason", pl.String, "why it stopped, or null while it goes on", nullable=True),
+        Column("grade_scale", pl.String, "the grade scale", nullable=True),
+        Column("total_budget", pl.Int64, "comparisons the batch may ever submit"),
+        Column("submitted", pl.Int64, "comparisons planned and not withdrawn"),
+        Column("judged", pl.Int64, "comparisons with a judgment"),
+        Column("failed", pl.Int64, "comparisons that ended without one"),
+        Column("attempts", pl.Int64, "calls to the judge, lost and failed ones included"),
+        Column("lost_attempts", pl.Int64, "calls whose answer was never recorded"),
+        Column("judge_profile", pl.String, "the judge configuration"),
+        Column("provider", pl.String, "who judged"),
+        Column("model", pl.String, "the judge's model"),
+        Column("simulated", pl.Boolean, "true if no real judge was asked: the numbers say nothing about pupils"),
+        Column("cost_usd", pl.Float64, "US dollars over all attempts; null if a price is unknown", nullable=True),
+        Column("correlation_id", pl.String, "ties log lines, runs and records of the batch together"),
+        Column("code_version", pl.String, "version of this program that judged"),
+        Column("settings_json", pl.String, "the settings in force for the batch, as JSON"),
+        Column("created_at", UTC, "submission, UTC"),
+        Column("completed_at", UTC, "final decision, UTC", nullable=True),
+        Column("as_of", pl.Int64, "judgments this publication is based on"),
+    ),
+)
+ESSAYS = Table(
+    "essays",
+    "the nodes: one row per essay in a batch, without its text",
+    (
+        _BATCH_ID,
+        _ESSAY_ID,
+        _IS_ANCHOR,
+        _KNOWN_GRADE,
+        Column("text_sha256", pl.String, "SHA-256 of the text, which stays in the ledger"),
+        Column("word_count", pl.Int64, "words"),
+    ),
+)
+PAIRS = Table(
+    "pair_waves",
+    "the plan: one row per comparison, in the order of planning",
+    (
+        _BATCH_ID,
+        Column("wave", pl.Int64, "the wave, from 1"),
+        Column("comparison_id", pl.String, "unique in the batch; sorts in the order of planning"),
+        Column("essay_a", pl.String, "read first"),
+        Column("essay_b", pl.String, "read second"),
+        Column("pair_mode", pl.String, "coverage (first sight of the pair) or resampling"),
+        Column("status", pl.String, "planned, judged, failed or withdrawn"),
+    ),
+)
+COMPARISONS = Table(
+    "comparisons",
+    "the edges: one row per comparison with its judgment, or how it failed",
+    (
+        _BATCH_ID,
+        Column("wave", pl.Int64, "the wave, from 1"),
+        Column("comparison_id", pl.String, "unique in the batch; sorts in the order of planning"),
+        Column("essay_a", pl.String, "read first"),
+        Column("essay_b", pl.String, "read second"),
+        Column("winner", pl.String, "a, b, or null if it was not judged", nullable=True),
+        Column("winner_id", pl.String, "the essay that won", nullable=True),
+        Column("loser_id", pl.String, "the essay that lost", nullable=True),
+        Column("confidence", pl.Int64, "the judge's confidence, 1 to 5", nullable=True),
+        Column("justification", pl.String, "the judge's reason; may quote the essays", nullable=True),
+        Column("status", pl.String, "planned, judged, failed or withdrawn"),
+        Column("error_type", pl.String, "of the last failed attempt of a failed comparison", nullable=True),
+        Column("provider", pl.String, "who judged", nullable=True),
+        Column("model", pl.String, "the judge's model", nullable=True),
+        Column("prompt_sha256", pl.String, "SHA-256 of what the judge read", nullable=True),
+        Column("tokens_in", pl.Int64, "input tokens over all attempts"),
+        Column("tokens_out", pl.Int64, "output tokens over all attempts"),
+        Column("cost_usd", pl.Float64, "US dollars over all attempts; null if unknown", nullable=True),
+        Column("submitted_at", UTC, "first call, UTC", nullable=True),
+        Column("completed_at", UTC, "outcome recorded, UTC", nullable=True),
+        Column("attempts", pl.Int64, "calls, lost and failed ones included"),
+        Column("pair_mode", pl.String, "coverage or resampling"),
+    ),
+)
+BT_SCORES = Table(
+    "bt_scores",
+    "the scale: one row per essay, best first",
+    (
+        _BATCH_ID,
+        _ESSAY_ID,
+        _IS_ANCHOR,
+        _KNOWN_GRADE,
+        Column("rank", pl.Int64, "1 is best"),
+        Column("score", pl.Float64, "Bradley–Terry score in logits; scores of a batch sum to zero"),
+        Column("se", pl.Float64, "standard error in logits, capped at BT_STANDARD_ERROR_MAX"),
+        Column("se_uncapped", pl.Float64, "standard error in logits as estimated"),
+        Column("comparisons", pl.Int64, "judged comparisons of the essay"),
+        Column("wins", pl.Int64, "of those, won"),
+        Column("losses", pl.Int64, "of those, lost"),
+        Column("component", pl.Int64, "connected part of the comparison graph; scores compare within one"),
+    ),
+)
+WAVES = Table(
+    "waves",
+    "the history: one row per wave, with what was decided at its end",
+    (
+        _BATCH_ID,
+        Column("wave", pl.Int64, "from 1"),
+        Column("pair_mode", pl.String, "coverage or resampling"),
+        Column("planned", pl.Int64, "comparisons planned and not withdrawn"),
+        Column("judged", pl.Int64, "of those, judged"),
+        Column("failed", pl.Int64, "of those, failed"),
+        Column("callbacks", pl.Int64, "comparisons of the batch with an outcome at the wave's end", nullable=True),
+        Column("max_score_change", pl.Float64, "largest |change of a score| against the wave before", nullable=True),
+        Column("mean_se", pl.Float64, "mean standard error at the wave's end", nullable=True),
+        Column("max_se", pl.Float64, "largest standard error at the wave's end", nullable=True),
+        Column("decision", pl.String, "what was decided at the wave's end", nullable=True),
+        Column("reason", pl.String, "why", nullable=True),
+        Column("started_at", UTC, "planned, UTC"),
+        Column("ended_at", UTC, "decided, UTC", nullable=True),
+    ),
+)
+SE_SUMMARIES = Table(
+    "bt_se_summaries",
+    "how certain the scale is: one row per scope (all, anchors, students)",
+    (
+        _BATCH_ID,
+        Column("scope", pl.String, "all, anchors or students"),
+        Column("mean_se", pl.Float64, "logits", nullable=True),
+        Column("max_se", pl.Float64, "logits", nullable=True),
+        Column("min_se", pl.Float64, "logits", nullable=True),
+        Column("item_count", pl.Int64, "essays"),
+        Column("comparison_count", pl.Int64, "judged comparisons that touch the scope"),
+        Column("items_at_cap", pl.Int64, "essays whose prior-free standard error reaches the cap"),
+        Column("isolated_items", pl.Int64, "essays without a judged comparison"),
+        Column("mean_comparisons_per_item", pl.Float64, "judged comparisons per essay", nullable=True),
+        Column("min_comparisons_per_item", pl.Int64, "fewest", nullable=True),
+        Column("max_comparisons_per_item", pl.Int64, "most", nullable=True),
+    ),
+)
+QUALITY_FLAGS = Table(
+    "quality_flags",
+    "what deserves a look: one row per batch; flags change no decision",
+    (
+        _BATCH_ID,
+        Column("bt_se_inflated", pl.Boolean, "standard errors above the warning thresholds"),
+        Column("comparison_coverage_sparse", pl.Boolean, "fewer comparisons per essay than the threshold"),
+        Column("has_isolated_items", pl.Boolean, "more isolated essays than tolerated"),
+    ),
+)
+GRADE_PROJECTIONS = Table(
+    "grade_projections",
+    "the grades: one row per essay, with every grade's probability, or the reason there is none",
+    (
+        _BATCH_ID,
+        _ESSAY_ID,
+        _IS_ANCHOR,
+        _KNOWN_GRADE,
+        Column("available", pl.Boolean, "whether a grade could be projected"),
+        Column("reason", pl.String, "why not, in words a teacher understands", nullable=True),
+        Column("grade", pl.String, "the most probable grade; for an anchor, projected without itself", nullable=True),
+        Column("confidence", pl.Float64, "probability of the grade", nullable=True),
+        Column("label", pl.String, "HIGH, MID or LOW confidence", nullable=True),
+        Column("boundary_distance_se", pl.Float64, "distance to the nearest grade boundary, in SEs", nullable=True),
+        Column("nearest_boundary", pl.String, "the boundary, as lower|upper grade", nullable=True),
+        Column("probabilities", PROBABILITIES, "every grade of the scale with its probability"),
+        Column("simulated", pl.Boolean, "true if the judgments were simulated"),
+    ),
+)
+
+GRAPH_TABLES: Final = (
+    BATCHES,
+    ESSAYS,
+    COMPARISONS,
+    BT_SCORES,
+    WAVES,
+    SE_SUMMARIES,
+    QUALITY_FLAGS,
+    GRADE_PROJECTIONS,
+)
+"""The tables of the DuckDB graph, each keyed by batch_id."""
