@@ -162,6 +162,9 @@ class CJSettings(BaseSettings, BatchTunables):
     inbox_settle_seconds: float = Field(
         10.0, ge=0, description="seconds a folder in the inbox must be unchanged before it is taken."
     )
+    simulated_latency: bool = Field(
+        False, description="whether simulated judges wait as their profile says; off: they answer at once."
+    )
     enforce_targets: bool = Field(
         False,
         description="whether a missed quality target makes commands exit non-zero instead of only warning.",

@@ -1,0 +1,27 @@
+"""The transactional record of assignments, batches, comparisons, attempts and waves.
+
+The only room that speaks SQL to the ledger. `engine` opens and migrates it, `ledger` registers and reads, `lease`
+holds every write that needs the right to a batch. What the numbers mean is decided elsewhere.
+"""
+
+from cj_pipeline.ledger.errors import (
+    BatchBusyError,
+    BudgetExceededError,
+    LeaseLostError,
+    LedgerSchemaError,
+    UnknownAssignmentError,
+    UnknownBatchError,
+)
+from cj_pipeline.ledger.lease import Lease
+from cj_pipeline.ledger.ledger import Ledger
+
+__all__ = [
+    "BatchBusyError",
+    "BudgetExceededError",
+    "Lease",
+    "LeaseLostError",
+    "Ledger",
+    "LedgerSchemaError",
+    "UnknownAssignmentError",
+    "UnknownBatchError",
+]

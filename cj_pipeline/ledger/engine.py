@@ -1,0 +1,186 @@
+"""Opening the ledger's database: SQLite (WAL, full sync) or PostgreSQL, and its schema revisions.
+
+Nothing here knows what the tables mean.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from filelock import FileLock, Timeout
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import OperationalError
+
+from cj_pipeline.core.errors import CJError, InputError
+from cj_pipeline.ledger.errors import LedgerSchemaError
+
+_WRITE: Final = "cj_write"
+_MIGRATE: Final = "cj_migrate"
+_LOCK_TIMEOUT_SECONDS: Final = 120
+HEAD: Final = "0002"
+"""The revision this program was built for (a test holds it to the newest migration)."""
+
+
+def make_engine(url: str) -> Engine:
+    """An engine for a SQLAlchemy URL of SQLite or PostgreSQL.
+
+    Raises:
+        InputError: any other database, or a URL that does not parse (the URL may hold a password, so it is not
+            repeated).
+    """
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        raise InputError("CJ_LEDGER_URL is not a SQLAlchemy URL, e.g. postgresql+psycopg2://user@host/db") from None
+    if parsed.get_backend_name() == "sqlite":
+        if parsed.database and parsed.database != ":memory:":
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(parsed, connect_args={"timeout": 60, "check_same_thread": False})
+        sa.event.listen(engine, "connect", _sqlite_connect)
+        sa.event.listen(engine, "begin", _sqlite_begin)
+        return engine
+    if parsed.get_backend_name() == "postgresql":
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg2")
+        return sa.create_engine(parsed, pool_pre_ping=True)
+    raise InputError(f"CJ_LEDGER_URL names {parsed.get_backend_name()}: the ledger is SQLite or PostgreSQL")
+
+
+def _sqlite_connect(dbapi_connection: Any, _record: Any) -> None:
+    # the driver must not begin transactions of its own: _sqlite_begin does
+    dbapi_connection.isolation_level = None
+    cursor = dbapi_connection.cursor()
+    cursor.execute("PRAGMA busy_timeout = 60000")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _sqlite_begin(connection: Connection) -> None:
+    options = connection.get_execution_options()
+    if options.get(_MIGRATE):
+        # recreating a table would trip over rows that reference it; the pragma has no effect inside a transaction
+        connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get(_WRITE) else "BEGIN")
+
+
+@contextmanager
+def write_transaction(engine: Engine) -> Iterator[Connection]:
+    """A transaction that writes: SQLite takes the write lock at once, so that what it reads stays true."""
+    with engine.connect().execution_options(**{_WRITE: True}) as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def read_transaction(engine: Engine) -> Iterator[Connection]:
+    """A transaction that only reads, from one snapshot."""
+    connection = engine.connect()
+    if engine.dialect.name == "postgresql":
+        connection = connection.execution_options(isolation_level="REPEATABLE READ")
+    with connection, connection.begin():
+        yield connection
+
+
+def database_now(dialect_name: str) -> sa.ColumnElement[float]:
+    """The database's clock, in seconds since 1970 UTC."""
+    if dialect_name == "postgresql":
+        return sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()), sa.Double)
+    return (sa.func.julianday("now") - 2440587.5) * 86400.0
+
+
+def _alembic_config() -> Any:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    return config
+
+
+def current_revision(engine: Engine) -> str | None:
+    """The revision of the database; None if it holds no ledger."""
+    try:
+        with read_transaction(engine) as connection:
+            if not sa.inspect(connection).has_table("alembic_version"):
+                return None
+            return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+    except OperationalError as error:
+        raise CJError(
+            f"the ledger cannot be reached ({type(error.orig).__name__}): check CJ_LEDGER_URL and that its "
+            "database is running"
+        ) from None
+
+
+def upgrade(engine: Engine, revision: str = "head") -> None:
+    """Bring the schema to `revision`, all or nothing; under a file lock for SQLite, an advisory lock for PostgreSQL.
+
+    Raises:
+        CJError: another process kept the lock too long.
+    """
+    from alembic import command
+
+    config = _alembic_config()
+    with _migration_lock(engine), engine.connect() as plain:
+        connection = plain.execution_options(**{_WRITE: True, _MIGRATE: True})
+        with connection.begin():
+            if engine.dialect.name == "postgresql":
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(724150)"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, revision)
+            if engine.dialect.name == "sqlite":
+                broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
+                if broken:
+                    raise CJError(f"the upgrade would leave {len(broken)} rows without what they refer to: not done")
+        if engine.dialect.name == "sqlite":
+            plain.rollback()
+            plain.invalidate()  # its foreign keys are off
+
+
+@contextmanager
+def _migration_lock(engine: Engine) -> Iterator[None]:
+    database = engine.url.database
+    if engine.dialect.name != "sqlite" or not database or database == ":memory:":
+        yield
+        return
+    lock = FileLock(f"{database}.migrate.lock")
+    try:
+        with lock.acquire(timeout=_LOCK_TIMEOUT_SECONDS):
+            yield
+    except Timeout:
+        raise CJError(
+            f"another process has been migrating {database} for {_LOCK_TIMEOUT_SECONDS} s: wait, or end it"
+        ) from None
+
+
+def prepare(engine: Engine) -> None:
+    """Make sure that the schema is the one this program was built for.
+
+    A SQLite database without a ledger is given one (its first use). Everything else is left alone.
+
+    Raises:
+        LedgerSchemaError: the schema is older or newer than this program, or a PostgreSQL database has none.
+    """
+    revision = current_revision(engine)
+    if revision == HEAD:
+        return
+    if revision is None and engine.dialect.name == "sqlite":
+        upgrade(engine)
+        return
+    if revision is None:
+        raise LedgerSchemaError("the database holds no ledger yet: run `cj ledger upgrade` once")
+    if revision not in known_revisions():
+        raise LedgerSchemaError(
+            f"the ledger's schema {revision} is newer than this program ({HEAD}): update cj_pipeline"
+        )
+    raise LedgerSchemaError(
+        f"the ledger's schema is {revision}, this program needs {HEAD}: make a copy, then run `cj ledger upgrade`"
+    )
+
+
+def known_revisions() -> list[str]:
+    """All revisions this program knows."""
+    from alembic.script import ScriptDirectory
+
+    return [script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()]
