@@ -30,6 +30,12 @@ def configure_logging(log_format: Literal["console", "json"], *, level: int = lo
     )
 
 
+def ensure_logging(log_format: Literal["console", "json"]) -> None:
+    """Configure logging unless this process has done so already (a command chose its own level)."""
+    if not structlog.is_configured():
+        configure_logging(log_format)
+
+
 def get_logger(**context: Any) -> Any:
     """A logger that adds `context` to each of its events."""
     return structlog.get_logger().bind(**context)

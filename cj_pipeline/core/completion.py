@@ -85,9 +85,7 @@ def coverage(essay_ids: Sequence[str], comparisons: Iterable[Comparison], wave_m
     covered = {
         frozenset((comparison.essay_a, comparison.essay_b))
         for comparison in comparisons
-        if comparison.status is ComparisonStatus.JUDGED
-        and comparison.essay_a in nodes
-        and comparison.essay_b in nodes
+        if comparison.status is ComparisonStatus.JUDGED and comparison.essay_a in nodes and comparison.essay_b in nodes
     }
     possible = len(nodes) * (len(nodes) - 1) // 2
     return Coverage(

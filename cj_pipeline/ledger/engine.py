@@ -184,3 +184,8 @@ def known_revisions() -> list[str]:
     from alembic.script import ScriptDirectory
 
     return [script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()]
+
+
+def without_password(url: str) -> str:
+    """A URL that may be shown."""
+    return sa.make_url(url).render_as_string(hide_password=True)

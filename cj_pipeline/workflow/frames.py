@@ -129,6 +129,11 @@ COMPARISONS = Table(
         Column("pair_mode", pl.String, "coverage or resampling"),
     ),
 )
+JUDGMENTS = Table(
+    "llm_judgments",
+    "the comparisons as the lake keeps them: without justifications, which may quote the essays",
+    tuple(column for column in COMPARISONS.columns if column.name != "justification"),
+)
 BT_SCORES = Table(
     "bt_scores",
     "the scale: one row per essay, best first",
@@ -141,6 +146,7 @@ BT_SCORES = Table(
         Column("score", pl.Float64, "Bradley–Terry score in logits; scores of a batch sum to zero"),
         Column("se", pl.Float64, "standard error in logits, capped at BT_STANDARD_ERROR_MAX"),
         Column("se_uncapped", pl.Float64, "standard error in logits as estimated"),
+        Column("se_prior_free", pl.Float64, "SE in logits from the judgments alone; null: none at all", nullable=True),
         Column("comparisons", pl.Int64, "judged comparisons of the essay"),
         Column("wins", pl.Int64, "of those, won"),
         Column("losses", pl.Int64, "of those, lost"),

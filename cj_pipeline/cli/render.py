@@ -1,0 +1,265 @@
+"""How results look on a terminal and as JSON. Nothing is computed here that `workflow.results` does not know."""
+
+import io
+import json
+from typing import Any, Final
+
+import polars as pl
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cj_pipeline.cli.context import console
+from cj_pipeline.core.completion import completion_denominator
+from cj_pipeline.core.errors import MissingBudgetError
+from cj_pipeline.ledger import Ledger
+from cj_pipeline.ledger.records import BatchRecord
+from cj_pipeline.settings import CJSettings, setting_sources
+from cj_pipeline.workflow.results import BatchResults, summary_by_scope
+
+SIMULATED: Final = "SIMULATED JUDGE: these numbers show how the program works and say nothing about any pupil."
+_TEXT_WIDTH: Final = 140
+
+STOP_REASONS: Final = {
+    "stable": "the scores stopped moving",
+    "budget_spent": "the budget is spent",
+    "small_net_cap": "every pair of the small net was judged, and judged again as often as allowed",
+    "low_success_rate": "too many comparisons could not be judged",
+    "provider_rejected": "the judge refused to work (key, model or quota)",
+    "insufficient_essays": "fewer than two student essays",
+    "timeout_recovered": "it stood still for too long, with enough judged to give a scale",
+    "timeout_incomplete": "it stood still for too long, with too little judged",
+    "timeout_low_success_rate": "it stood still for too long, and too many comparisons could not be judged",
+    "missing_budget": "it has no valid budget, which is a defect",
+    "cancelled": "it was cancelled",
+}
+
+
+def plain_table(rows: list[dict[str, Any]], columns: list[str] | None = None) -> Table:
+    """Rows as a table; numbers to the right, nothing for None."""
+    names = columns or (list(rows[0]) if rows else [])
+    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
+    for name in names:
+        numeric = bool(rows) and all(isinstance(row[name], int | float | None) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(row[name])) for name in names))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+# --- settings, assignments, status -------------------------------------------------------------------------------
+
+
+def settings_rows(settings: CJSettings) -> list[dict[str, Any]]:
+    """Each setting with value, source and description; a ledger URL's password is not shown."""
+    return [
+        {"variable": name, "value": _shown(name, value), "source": source, "description": description}
+        for name, value, source, description in setting_sources(settings)
+    ]
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "CJ_LEDGER_URL" and value:
+        from cj_pipeline.ledger.engine import without_password
+
+        return without_password(str(value))
+    return "unset" if value is None else str(value)
+
+
+def settings_text(settings: CJSettings) -> None:
+    """Print every setting."""
+    for row in settings_rows(settings):
+        console.print(f"{row['variable']} = {row['value']}   [{row['source']}]", markup=False)
+        console.print(f"    {row['description']}", markup=False)
+
+
+def assignments_text(rows: list[dict[str, Any]], anchors_of: str | None) -> None:
+    """Print assignments, or one's anchors, with what to do next."""
+    if not rows:
+        what = "no anchors" if anchors_of else "no assignments registered yet: cj assignments register FOLDER"
+        console.print(what, markup=False)
+        return
+    console.print(plain_table(rows))
+    if anchors_of is None:
+        console.print("copy and paste:", markup=False)
+        for row in rows:
+            console.print(f"  cj assignments list --anchors {row['assignment_id']}", markup=False)
+            console.print(f"  cj submit FOLDER --assignment {row['assignment_id']}", markup=False)
+
+
+def status_rows(ledger: Ledger, records: list[BatchRecord]) -> list[dict[str, Any]]:
+    """Where each batch stands. Progress is the share of the budget; a batch without budget counts as 0 %."""
+    rows = []
+    for record in records:
+        state = ledger.state(record.batch_id)
+        try:
+            progress = state.callbacks / completion_denominator(state)
+        except MissingBudgetError:
+            progress = 0.0
+        calls = ledger.attempt_counts(record.batch_id)
+        rows.append(
+            {
+                "batch_id": record.batch_id,
+                "kind": record.kind.value,
+                "status": record.status.value,
+                "stop_reason": record.stop_reason,
+                "progress": round(100 * progress, 1),
+                "submitted": state.submitted,
+                "judged": state.judged,
+                "failed": state.failed,
+                "pending": state.pending,
+                "total_budget": state.total_budget,
+                "waves": len(ledger.waves(record.batch_id)),
+                "attempts": sum(calls.values()),
+                "lost_attempts": calls.get("lost", 0),
+                "cost_usd": ledger.cost_usd(record.batch_id),
+                "judge": record.judge_profile,
+                "simulated": record.simulated,
+                "hold": record.hold_reason,
+                "at_work": record.lease_owner if record.lease_live else None,
+                "launch": record.launch,
+                "created_at": record.created_at,
+                "completed_at": record.completed_at,
+                "published_at": record.published_at,
+            }
+        )
+    return rows
+
+
+def status_text(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> None:
+    """Print where batches stand; for one batch, also what happened to it."""
+    if not rows:
+        console.print("no batches yet: cj submit FOLDER --assignment ID, or cj demo", markup=False)
+        return
+    if len(rows) == 1 and events:
+        for name, value in rows[0].items():
+            if value is not None:
+                console.print(f"{name:>14}: {value}", markup=False)
+        for event in events:
+            console.print(f"  {event['at']:%Y-%m-%d %H:%M:%S}  {event['event']}: {event['detail']}", markup=False)
+        return
+    columns = ["batch_id", "status", "stop_reason", "progress", "judged", "failed", "total_budget", "waves", "hold"]
+    console.print(plain_table(rows, columns))
+    held = [row["batch_id"] for row in rows if row["hold"]]
+    if held:
+        console.print(f"on hold: {', '.join(held)} (`cj status BATCH` says why, `cj resume BATCH`)", markup=False)
+
+
+def positions_text(table: pl.DataFrame) -> None:
+    """Print A/B counts per essay, then anchors against students."""
+    rows = table.drop("batch_id").to_dicts()
+    if not rows:
+        console.print("the batch has no essays", markup=False)
+        return
+    console.print(plain_table(rows))
+    for name, part in (("anchors", table.filter("is_anchor")), ("students", table.filter(~pl.col("is_anchor")))):
+        as_a, as_b = int(part["as_a"].sum()), int(part["as_b"].sum())
+        share = f"{100 * as_a / (as_a + as_b):.1f} %" if as_a + as_b else "-"
+        worst = max((abs(skew) for skew in part["skew"].to_list()), default=0)
+        console.print(f"{name}: {as_a} as A, {as_b} as B ({share} as A), largest |A − B| {worst}", markup=False)
+
+
+# --- one batch ---------------------------------------------------------------------------------------------------
+
+
+def show_text(results: BatchResults) -> str:
+    """A batch for reading: why it stopped, what it cost, the ranking, the anchors' check, what deserves a look."""
+    stream = io.StringIO()
+    out = Console(file=stream, width=_TEXT_WIDTH, highlight=False, soft_wrap=False)
+    batch = results["batches"].row(0, named=True)
+    if batch["simulated"]:
+        out.print(SIMULATED, markup=False)
+    reason = STOP_REASONS.get(batch["stop_reason"] or "", batch["stop_reason"] or "it is not final yet")
+    out.print(f"batch {batch['batch_id']}: {batch['status']}, because {reason}", markup=False)
+    cost = "unknown (a price is missing)" if batch["cost_usd"] is None else f"{batch['cost_usd']:.4f} USD"
+    lost = f", {batch['lost_attempts']} lost" if batch["lost_attempts"] else ""
+    out.print(
+        f"{batch['judged']} judged and {batch['failed']} failed of {batch['submitted']} submitted; budget "
+        f"{batch['total_budget']}; {batch['attempts']} calls{lost}; {results['waves'].height} waves; cost {cost}",
+        markup=False,
+    )
+    out.print()
+    out.print(plain_table(_ranking_rows(results)))
+    _print_notes(out, results)
+    return stream.getvalue()
+
+
+def _ranking_rows(results: BatchResults) -> list[dict[str, Any]]:
+    joined = results["bt_scores"].join(
+        results["grade_projections"].select("essay_id", "available", "grade", "confidence", "label", "reason"),
+        on="essay_id",
+        how="left",
+        maintain_order="left",
+    )
+    return [
+        {
+            "rank": row["rank"],
+            "essay": row["essay_id"],
+            "expert": row["known_grade"],
+            "score": row["score"],
+            "SE": row["se"],
+            "won": f"{row['wins']}/{row['comparisons']}",
+            "grade": row["grade"] if row["available"] else "n/a",
+            "confidence": row["confidence"],
+            "label": row["label"],
+        }
+        for row in joined.iter_rows(named=True)
+    ]
+
+
+def _print_notes(out: Console, results: BatchResults) -> None:
+    projections = results["grade_projections"]
+    reasons = projections.filter(~pl.col("is_anchor") & ~pl.col("available"))["reason"].unique().sort().to_list()
+    for reason in reasons:
+        out.print(f"no grade: {reason}", markup=False)
+    if projections.filter("is_anchor").height:
+        out.print("an anchor's grade is projected without that anchor, beside the experts'", markup=False)
+    if results.projection is not None and results.projection.inversions:
+        listed = ", ".join(
+            f"{pair.lower_graded} above {pair.higher_graded}" for pair in results.projection.inversions[:5]
+        )
+        more = len(results.projection.inversions) - 5
+        out.print(f"inverted anchors: {listed}{f' and {more} more' if more > 0 else ''}", markup=False)
+    flags = results["quality_flags"]
+    raised = [name for name, value in flags.row(0, named=True).items() if value is True] if flags.height else []
+    if raised:
+        out.print(f"deserves a look: {', '.join(raised)} (flags change no decision)", markup=False)
+
+
+def show_json(results: BatchResults) -> str:
+    """A batch for machines."""
+    scores, comparisons = results["bt_scores"], results["comparisons"]
+    batch = results["batches"].row(0, named=True)
+    settings = json.loads(batch.pop("settings_json"))
+    flags = results["quality_flags"]
+    record = {
+        "simulated": batch["simulated"],
+        "batch_info": {**batch, "settings": settings},
+        "batch_state": {
+            "status": batch["status"],
+            "stop_reason": batch["stop_reason"],
+            "processing_metadata": results.batch.processing_metadata,
+            "bt_quality_flags": flags.drop("batch_id").row(0, named=True) if flags.height else {},
+            "waves": results["waves"].drop("batch_id").to_dicts(),
+        },
+        "comparisons": comparisons.drop("batch_id").to_dicts(),
+        "bradley_terry_stats": {
+            "scores": scores.drop("batch_id").to_dicts(),
+            "bt_se_summary": summary_by_scope(results["bt_se_summaries"]),
+        },
+        "grade_projections": [
+            {**row, "probabilities": {entry["grade"]: entry["probability"] for entry in row["probabilities"]}}
+            for row in results["grade_projections"].drop("batch_id").to_dicts()
+        ],
+        "wins_losses": {row["essay_id"]: {"wins": row["wins"], "losses": row["losses"]} for row in scores.to_dicts()},
+    }
+    return json.dumps(record, indent=2, default=str, ensure_ascii=False) + "\n"

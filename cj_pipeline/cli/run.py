@@ -1,0 +1,140 @@
+"""Running a batch in this process, on the instance that the UI shows, with a progress bar on a terminal."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from cj_pipeline.cli.context import dagster_instance, errors, open_ledger, say
+from cj_pipeline.core.errors import CJError
+from cj_pipeline.ledger import BatchBusyError, Ledger
+from cj_pipeline.ledger.records import BatchRecord
+
+
+class JobFailedError(CJError):
+    """The job ran and failed."""
+
+
+def run_batch(batch_id: str, *, wait: float, verbose: bool) -> None:
+    """Advance the batch by executing its job in this process.
+
+    Raises:
+        UnknownBatchError, BatchBusyError: no such batch; another process is at work on it.
+        JobFailedError: the run failed, or the batch ended without a scale.
+    """
+    with open_ledger(quiet=not verbose) as (_settings, ledger), dagster_instance() as instance:
+        batch = ledger.batch(batch_id)
+        _wait_for_lease(ledger, batch, wait)
+        if batch.status.is_final and batch.published_at is not None:
+            say(f"batch {batch_id} is done: {batch.status.value} ({batch.stop_reason}); see `cj show {batch_id}`")
+            _raise_if_failed(batch)
+            return
+        from cj_pipeline.definitions import defs
+        from cj_pipeline.defs.jobs import job_for
+        from cj_pipeline.defs.partitions import add_partitions
+
+        add_partitions(instance, [batch_id])
+        job = defs.resolve_job_def(job_for(instance, batch_id))
+        level = "INFO" if verbose else "CRITICAL"
+        with _progress(ledger, batch_id):
+            result = job.execute_in_process(
+                instance=instance,
+                partition_key=batch_id,
+                run_config={"loggers": {"console": {"config": {"log_level": level}}}},
+                raise_on_error=False,
+            )
+        batch = ledger.batch(batch_id)
+        _raise_if_failed(batch)
+        if not result.success:
+            raise JobFailedError(f"batch {batch_id}: run {result.run_id} failed: {_first_failure(result)}")
+        if batch.status.is_final:
+            say(f"batch {batch_id}: {batch.status.value} ({batch.stop_reason})")
+        elif batch.hold_reason is not None:
+            say(f"batch {batch_id} is on hold: {batch.hold_reason}")
+        else:
+            say(f"batch {batch_id} goes on: `cj run {batch_id}` again, or leave it to the daemon")
+
+
+def _raise_if_failed(batch: BatchRecord) -> None:
+    if batch.status.is_final and not batch.status.has_grades:
+        raise JobFailedError(
+            f"batch {batch.batch_id} ended as {batch.status.value} ({batch.stop_reason}): `cj show {batch.batch_id}` "
+            f"says more, `cj reopen {batch.batch_id} --reason ...` returns a failed or cancelled batch to work"
+        )
+
+
+def _first_failure(result: Any) -> str:
+    for event in result.all_events:
+        if event.is_step_failure:
+            failure = event.step_failure_data
+            described = failure.user_failure_data.description if failure.user_failure_data else None
+            return described or (failure.error.message.strip() if failure.error else "a step failed")
+    failed = [event.asset_check_evaluation_data for event in result.all_events if event.is_asset_check_evaluation]
+    missed = [f"{check.asset_key.to_user_string()}:{check.check_name}" for check in failed if not check.passed]
+    return f"checks failed: {', '.join(missed)}" if missed else "see the run in the UI"
+
+
+def _wait_for_lease(ledger: Ledger, batch: BatchRecord, wait: float) -> None:
+    deadline = time.monotonic() + wait
+    while batch.lease_live:
+        if time.monotonic() >= deadline:
+            raise BatchBusyError(
+                f"batch {batch.batch_id} is being written by {batch.lease_owner}: wait for it (--wait SECONDS), or "
+                f"stop it with `cj hold {batch.batch_id}`"
+            )
+        time.sleep(0.5)
+        batch = ledger.batch(batch.batch_id)
+
+
+@contextmanager
+def _progress(ledger: Ledger, batch_id: str) -> Iterator[None]:
+    """Follow the batch by reading the ledger beside the run; a bar on a terminal, a line per wave elsewhere."""
+    done = threading.Event()
+    watch = _watch_bar if errors.is_terminal else _watch_lines
+    thread = threading.Thread(target=watch, args=(ledger, batch_id, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=5)
+
+
+def _watch_bar(ledger: Ledger, batch_id: str, done: threading.Event) -> None:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("comparisons of the budget"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=errors, transient=True) as progress:
+        task = progress.add_task(f"judging {batch_id}", total=None)
+        while not done.wait(0.3):
+            state = ledger.state(batch_id)
+            final = ledger.batch(batch_id).status.is_final
+            progress.update(
+                task,
+                completed=state.callbacks,
+                total=state.total_budget,
+                description=f"publishing {batch_id}" if final else f"judging {batch_id}",
+            )
+
+
+def _watch_lines(ledger: Ledger, batch_id: str, done: threading.Event) -> None:
+    told = len([wave for wave in ledger.waves(batch_id) if wave.ended_at is not None])
+    finished = False
+    while not finished:
+        finished = done.wait(0.5)
+        ended = [wave for wave in ledger.waves(batch_id) if wave.ended_at is not None]
+        for wave in ended[told:]:
+            change = "" if wave.max_score_change is None else f", largest change {wave.max_score_change:.3f}"
+            errors.print(
+                f"wave {wave.wave} ({wave.pair_mode.value}): {wave.callbacks} comparisons{change}: {wave.decision} "
+                f"({wave.reason})",
+                markup=False,
+            )
+        told = len(ended)

@@ -1,0 +1,723 @@
+"""The Bradley–Terry model: scores on a logit scale from who beat whom, and how well they are known.
+
+P(i beats j) = 1 / (1 + exp(-(score_i - score_j))) (Bradley & Terry 1952). Here live the fit by Newton's method on
+the information matrix, its covariance and standard errors, the Gaussian prior with its width fitted to the batch,
+and the conditions under which a finite estimate exists (Ford 1957; Hunter 2004). Which pairs to judge (`pairing`),
+when to stop (`completion`), summaries and flags (`diagnostics`) and grades (`grades`) live elsewhere.
+
+References:
+    Bradley, R. A. & Terry, M. E. (1952). Rank analysis of incomplete block designs: I. The method of paired
+        comparisons. Biometrika 39, 324-345.
+    Ford, L. R. (1957). Solution of a ranking problem from binary comparisons. American Mathematical Monthly 64(8),
+        part 2, 28-33.
+    Hunter, D. R. (2004). MM algorithms for generalized Bradley-Terry models. Annals of Statistics 32, 384-406.
+    Tierney, L. & Kadane, J. B. (1986). Accurate approximations for posterior moments and marginal densities.
+        Journal of the American Statistical Association 81, 82-86.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from math import exp, isfinite, log
+from typing import Any, Final, Literal, Protocol, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cj_pipeline.core.diagnostics import SeSummary, bt_se_summary
+from cj_pipeline.core.errors import DisconnectedError, InputError, SeparationError
+from cj_pipeline.core.models import Comparison, ComparisonStatus
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+STEP_TOLERANCE: Final = 1e-9
+"""Logits. A fit has converged when its last full Newton step is no larger, in every item."""
+
+PRIOR_SD_RANGE: Final = (1e-4, 1e4)
+"""Logits. Wider priors are maximum likelihood in all but name, and lose the digits that tell them from it."""
+
+# Hyperprior of the fitted width: log sigma ~ N(log 2, 1), explored to 5 hyper-sd either side.
+_HYPER_MEAN: Final = log(2.0)
+_HYPER_REACH: Final = 5
+# The grid covers all widths whose posterior density is within exp(-10) of the highest, by at least 11 points:
+# at most 0.9 posterior sd apart, where sums over the grid equal integrals to many digits.
+_LOG_DENSITY_DROP: Final = 10.0
+_LEAST_GRID_POINTS: Final = 11
+# One Newton step from 1e-6 leaves an error of the order of its square.
+_GRID_STEP_TOLERANCE: Final = 1e-6
+_MAX_ITERATIONS: Final = 200
+_MAX_HALVINGS: Final = 40
+_ITEMS_NAMED: Final = 20
+
+
+class ScoringSettings(Protocol):
+    """The setting that scoring reads."""
+
+    @property
+    def bt_standard_error_max(self) -> float:
+        """Logits. Reported standard errors are capped here."""
+
+
+@dataclass(frozen=True, eq=False)
+class PairCounts:
+    """Judgments added up over unordered pairs: all that the likelihood sees of them.
+
+    Attributes:
+        n_items: number of items.
+        first, second: (n_pairs,) item indices, first < second, in ascending order of (first, second).
+        first_wins, second_wins: (n_pairs,) sums of weights.
+        components: (n_items,) label of each item's connected component; labels ascend with their lowest item.
+    """
+
+    n_items: int
+    first: IntArray
+    second: IntArray
+    first_wins: FloatArray
+    second_wins: FloatArray
+    components: IntArray
+
+    def log_likelihood(self, scores: FloatArray) -> float:
+        """Sum of log P(winner beats loser) over the judgments."""
+        difference = scores[self.first] - scores[self.second]
+        terms = self.first_wins * np.logaddexp(0.0, -difference) + self.second_wins * np.logaddexp(0.0, difference)
+        return -float(terms.sum())
+
+    def gradient(self, scores: FloatArray) -> FloatArray:
+        """(n_items,) derivative of the log likelihood."""
+        win, lose = self._probabilities(scores)
+        surplus = self.first_wins * lose - self.second_wins * win
+        return self._per_item(surplus, -surplus)
+
+    def information(self, scores: FloatArray) -> FloatArray:
+        """(n_items, n_items) negative Hessian of the log likelihood: the Laplacian of the weighted graph."""
+        win, lose = self._probabilities(scores)
+        weight = (self.first_wins + self.second_wins) * win * lose
+        matrix = np.zeros((self.n_items, self.n_items))
+        matrix[self.first, self.second] = -weight
+        matrix[self.second, self.first] = -weight
+        np.fill_diagonal(matrix, self._per_item(weight, weight))
+        return matrix
+
+    def comparison_counts(self) -> FloatArray:
+        """(n_items,) sum of the weights of each item's judgments."""
+        played = self.first_wins + self.second_wins
+        return self._per_item(played, played)
+
+    @cached_property
+    def component_projection(self) -> FloatArray:
+        """(n_items, n_items) projection onto the vectors that are constant within each component."""
+        sizes = np.bincount(self.components)
+        same: NDArray[np.bool_] = self.components[:, None] == self.components[None, :]
+        return same / sizes[self.components][:, None]
+
+    def centred_within_components(self, scores: FloatArray) -> FloatArray:
+        """`scores` shifted so that they sum to zero in every component."""
+        means = np.bincount(self.components, weights=scores) / np.bincount(self.components)
+        return scores - means[self.components]
+
+    def _probabilities(self, scores: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """P(first wins) and P(second wins), each accurate to the last digits however small it is."""
+        difference = scores[self.first] - scores[self.second]
+        return np.exp(-np.logaddexp(0.0, -difference)), np.exp(-np.logaddexp(0.0, difference))
+
+    def _per_item(self, first_values: FloatArray, second_values: FloatArray) -> FloatArray:
+        sums: FloatArray = np.bincount(self.first, weights=first_values, minlength=self.n_items).astype(np.float64)
+        sums += np.bincount(self.second, weights=second_values, minlength=self.n_items)
+        return sums
+
+
+@dataclass(frozen=True, eq=False)
+class BradleyTerryFit:
+    """Scores of one batch and what is known about them. Made by `fit_bradley_terry`.
+
+    Attributes:
+        scores: (n_items,) logits, summing to zero (under a prior: in every component).
+        n_items: number of items.
+        components: (n_items,) labels of the connected components of the comparison graph. Scores of different
+            components share no judgment: only a prior relates them.
+        win_components: (n_items,) labels of the strongly connected components of the win graph. One label means
+            that the maximum-likelihood estimate is finite (Ford 1957).
+        converged: whether the last full Newton step was at most `STEP_TOLERANCE` in every item.
+        iterations: Newton steps taken in all, those on the grid of prior widths included.
+        prior_sd: logits; the width of the prior that the scores are at, None for maximum likelihood.
+        prior_sd_interval: logits; 95 % posterior interval of a fitted width, else None.
+        comparison_counts: (n_items,) number of judgments of each item (sum of their weights).
+        pairs: the judgments, added up over pairs.
+        score_spread: (n_items, k) matrix S; S Sᵀ is the covariance of the scores over the fitted width's
+            posterior. k is 0 when the width was not fitted.
+    """
+
+    scores: FloatArray
+    n_items: int
+    components: IntArray
+    win_components: IntArray
+    converged: bool
+    iterations: int
+    prior_sd: float | None
+    prior_sd_interval: tuple[float, float] | None
+    comparison_counts: FloatArray
+    pairs: PairCounts = field(repr=False)
+    score_spread: FloatArray = field(repr=False)
+
+    def covariance(self) -> FloatArray:
+        """(n_items, n_items) covariance of the scores in their sum-to-zero convention, logits², read-only.
+
+        C H⁻¹ C with C the centring matrix and H the information matrix plus the prior precision; the
+        pseudo-inverse of the information matrix for maximum likelihood. With a fitted prior width, the spread of
+        the scores over the width's posterior is added.
+        """
+        return self._covariance
+
+    def standard_errors(self) -> FloatArray:
+        """(n_items,) square roots of the diagonal of `covariance()`, logits."""
+        return _root(np.diag(self._covariance))
+
+    def standard_error_of_contrast(self, i: int, j: int) -> float:
+        """Standard error of score i minus score j, logits.
+
+        Raises:
+            InputError: if an index is not in 0 … n_items - 1.
+        """
+        for index in (i, j):
+            if not 0 <= index < self.n_items:
+                raise InputError(f"contrast of items {i} and {j}: there are items 0 to {self.n_items - 1} only")
+        covariance = self._covariance
+        return float(_root(covariance[i, i] + covariance[j, j] - 2.0 * covariance[i, j]))
+
+    def prior_free_standard_errors(self) -> FloatArray:
+        """(n_items,) standard errors from the judgments alone, at these scores, logits.
+
+        From the information of the likelihood without prior, centred within each connected component; infinite
+        for an item without judgments.
+        """
+        scaled = _Information.at(self.pairs, self.scores, precision=0.0)
+        errors = _root(np.diag(scaled.inverse()))
+        errors[self.comparison_counts == 0] = np.inf
+        return errors
+
+    @cached_property
+    def _covariance(self) -> FloatArray:
+        precision = 0.0 if self.prior_sd is None else self.prior_sd**-2
+        inverse = _Information.at(self.pairs, self.scores, precision).inverse()
+        rows: FloatArray = inverse.mean(axis=1)
+        covariance: FloatArray = inverse - rows[:, None] - rows[None, :] + rows.mean()
+        covariance += self.score_spread @ self.score_spread.T
+        covariance = (covariance + covariance.T) / 2.0
+        covariance.flags.writeable = False
+        return covariance
+
+
+@dataclass(frozen=True)
+class BTScoringResult:
+    """Scores, standard errors and counts of one batch by essay id. Made by `compute_bt_scores_and_se`.
+
+    Attributes:
+        essay_ids: ascending; the order of the items in `fit`, and of every dict below.
+        scores: logits, summing to zero.
+        ses: reported standard errors, logits, capped at `bt_standard_error_max`.
+        ses_uncapped: the same without the cap; grades use these.
+        prior_free_ses: standard errors from the judgments alone, logits; infinite for an isolated essay.
+        per_essay_counts: judged comparisons of each essay.
+        wins, losses: of those, won and lost.
+        components: label of each essay's connected component of the comparison graph.
+        se_summary: see `diagnostics.bt_se_summary`.
+        fit: the fit itself, with the full covariance.
+    """
+
+    essay_ids: tuple[str, ...]
+    scores: dict[str, float]
+    ses: dict[str, float]
+    ses_uncapped: dict[str, float]
+    prior_free_ses: dict[str, float]
+    per_essay_counts: dict[str, int]
+    wins: dict[str, int]
+    losses: dict[str, int]
+    components: dict[str, int]
+    se_summary: SeSummary
+    fit: BradleyTerryFit
+
+    def ranking(self) -> list[str]:
+        """Essay ids, best first; equal scores by id."""
+        return sorted(self.essay_ids, key=lambda essay: (-self.scores[essay], essay))
+
+
+def fit_bradley_terry(
+    winners: ArrayLike,
+    losers: ArrayLike,
+    n_items: int,
+    *,
+    weights: ArrayLike | None = None,
+    prior_sd: float | Literal["fitted"] | None = "fitted",
+) -> BradleyTerryFit:
+    """Fit the Bradley–Terry model by Newton's method, from a cold start, without any randomness.
+
+    Args:
+        winners: (n_judgments,) integers, the index of the item that won each judgment.
+        losers: (n_judgments,) integers, the index of the item that lost it.
+        n_items: number of items; indices are 0 … n_items - 1. Items without judgments are allowed under a prior.
+        weights: (n_judgments,) positive multiplicities; a weight of 2 is the judgment given twice.
+        prior_sd: "fitted": scores ~ N(0, σ²) independently, log σ ~ N(log 2, 1), the posterior of σ by the
+            Laplace approximation (Tierney & Kadane 1986) on an adaptive grid; the scores are the mode at
+            exp(E[log σ]), and their covariance includes their spread over σ. Every item gets a finite score.
+            A number: the mode under N(0, prior_sd²), logits. None: maximum likelihood.
+
+    Raises:
+        InputError: arrays of unequal length or wrong type, an index out of range, an item against itself, a
+            weight or a `prior_sd` that is not a positive finite number (`prior_sd` within `PRIOR_SD_RANGE`).
+        DisconnectedError: `prior_sd=None` and the comparison graph falls into several components.
+        SeparationError: `prior_sd=None` and the win graph is not strongly connected (Ford 1957).
+    """
+    pairs = _aggregate(winners, losers, n_items, weights)
+    win_components = _win_components(pairs)
+    spread: FloatArray = np.zeros((pairs.n_items, 0))
+    interval: tuple[float, float] | None = None
+    iterations = 0
+    width: float | None
+    if prior_sd is None:
+        _require_finite_estimate(pairs.components, win_components)
+        width, precision = None, 0.0
+    else:
+        if isinstance(prior_sd, str):
+            if prior_sd != "fitted":
+                raise InputError(f"prior_sd {prior_sd!r} is not known: give 'fitted', a number of logits, or None")
+            posterior = _width_posterior(pairs)
+            width, interval, spread = posterior.centre, posterior.interval, posterior.score_spread()
+            iterations = posterior.iterations
+        else:
+            width = _checked_width(prior_sd)
+        precision = width**-2
+    mode = _find_mode(pairs, precision, np.zeros(pairs.n_items), STEP_TOLERANCE)
+    return BradleyTerryFit(
+        scores=mode.scores,
+        n_items=pairs.n_items,
+        components=pairs.components,
+        win_components=win_components,
+        converged=mode.converged,
+        iterations=iterations + mode.iterations,
+        prior_sd=width,
+        prior_sd_interval=interval,
+        comparison_counts=pairs.comparison_counts(),
+        pairs=pairs,
+        score_spread=spread,
+    )
+
+
+def laplace_log_marginal_likelihood(
+    winners: ArrayLike, losers: ArrayLike, n_items: int, *, prior_sd: float, weights: ArrayLike | None = None
+) -> float:
+    """Laplace approximation of log P(judgments | prior_sd), the scores integrated out.
+
+    log P ≈ log L(s) - |s|²/(2σ²) - n log σ - ½ log det H, with s the mode under N(0, σ²) and H the information
+    matrix plus 1/σ² (Tierney & Kadane 1986); the powers of 2π cancel.
+
+    Args and errors as in `fit_bradley_terry`.
+    """
+    pairs = _aggregate(winners, losers, n_items, weights)
+    width = _checked_width(prior_sd)
+    return _laplace(pairs, width, np.zeros(pairs.n_items))[0]
+
+
+def compute_bt_scores_and_se(
+    judgments: Sequence[Comparison],
+    essay_ids: Sequence[str],
+    settings: ScoringSettings,
+    *,
+    anchor_ids: Collection[str] = (),
+) -> BTScoringResult:
+    """Score a batch from its comparisons, under the prior whose width is fitted to it.
+
+    The result does not depend on the order of `judgments` or of `essay_ids`, to the last bit.
+
+    Args:
+        judgments: the batch's comparisons; only those with status JUDGED count.
+        essay_ids: all essays of the batch, anchors included, judged or not; at least one.
+        settings: where reported standard errors are capped, logits.
+        anchor_ids: which of the essays are anchors (for `se_summary` only).
+
+    Raises:
+        InputError: no essay, an essay or comparison id given twice, a comparison or anchor that names an essay
+            not in `essay_ids`, or a judged comparison without a winner.
+    """
+    ordered_ids = tuple(sorted(essay_ids))
+    index = {essay: position for position, essay in enumerate(ordered_ids)}
+    _require_sound_judgments(judgments, ordered_ids, index, anchor_ids)
+    judged = sorted(
+        (comparison for comparison in judgments if comparison.status is ComparisonStatus.JUDGED),
+        key=lambda comparison: comparison.comparison_id,
+    )
+    results = [(cast(str, comparison.winner_id), cast(str, comparison.loser_id)) for comparison in judged]
+    fit = fit_bradley_terry(
+        np.array([index[winner] for winner, _ in results], dtype=np.int64),
+        np.array([index[loser] for _, loser in results], dtype=np.int64),
+        len(ordered_ids),
+    )
+    wins = dict.fromkeys(ordered_ids, 0)
+    losses = dict.fromkeys(ordered_ids, 0)
+    for winner, loser in results:
+        wins[winner] += 1
+        losses[loser] += 1
+    cap = settings.bt_standard_error_max
+    uncapped = _by_id(ordered_ids, fit.standard_errors())
+    capped = {essay: min(se, cap) for essay, se in uncapped.items()}
+    prior_free = _by_id(ordered_ids, fit.prior_free_standard_errors())
+    return BTScoringResult(
+        essay_ids=ordered_ids,
+        scores=_by_id(ordered_ids, fit.scores),
+        ses=capped,
+        ses_uncapped=uncapped,
+        prior_free_ses=prior_free,
+        per_essay_counts={essay: wins[essay] + losses[essay] for essay in ordered_ids},
+        wins=wins,
+        losses=losses,
+        components={essay: int(fit.components[position]) for essay, position in index.items()},
+        se_summary=bt_se_summary(capped, prior_free, results, cap=cap, anchor_ids=anchor_ids),
+        fit=fit,
+    )
+
+
+def max_score_change(previous: Mapping[str, float] | None, current: Mapping[str, float]) -> float | None:
+    """Largest |change of a score| over the essays in both, logits; None when there is nothing to compare with."""
+    if not previous:
+        return None
+    return max((abs(current[essay] - previous[essay]) for essay in previous if essay in current), default=None)
+
+
+# -- input -----------------------------------------------------------------------------------------------------
+
+
+def _aggregate(winners: ArrayLike, losers: ArrayLike, n_items: int, weights: ArrayLike | None) -> PairCounts:
+    """Check the judgments and add them up over unordered pairs, in ascending order of pair."""
+    if isinstance(n_items, bool) or not isinstance(n_items, int | np.integer) or n_items < 1:
+        raise InputError(f"n_items must be a positive integer, not {n_items!r}")
+    n = int(n_items)
+    winner, loser = _indices("winners", winners, n), _indices("losers", losers, n)
+    if winner.size != loser.size:
+        raise InputError(f"winners and losers must be of equal length, not {winner.size} and {loser.size}")
+    itself = np.flatnonzero(winner == loser)
+    if itself.size:
+        raise InputError(f"judgment {itself[0]}: item {winner[itself[0]]} is compared with itself")
+    multiplicity = np.ones(winner.size) if weights is None else _multiplicities(weights, winner.size)
+    codes = np.minimum(winner, loser) * n + np.maximum(winner, loser)
+    unique, position = np.unique(codes, return_inverse=True)
+    first_won = winner < loser
+    first_wins = np.bincount(position, weights=multiplicity * first_won, minlength=unique.size).astype(np.float64)
+    second_wins = np.bincount(position, weights=multiplicity * ~first_won, minlength=unique.size).astype(np.float64)
+    first, second = unique // n, unique % n
+    return PairCounts(n, first, second, first_wins, second_wins, _component_labels(n, first, second, "weak"))
+
+
+def _indices(name: str, values: ArrayLike, n_items: int) -> IntArray:
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise InputError(f"{name} must be one-dimensional, not of shape {array.shape}")
+    if array.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if array.dtype.kind not in "iu":
+        raise InputError(f"{name} must be integers (item indices), not {array.dtype}")
+    outside = np.flatnonzero((array < 0) | (array >= n_items))
+    if outside.size:
+        raise InputError(f"{name}[{outside[0]}] is {array[outside[0]]}: there are items 0 to {n_items - 1} only")
+    return array.astype(np.int64)
+
+
+def _multiplicities(weights: ArrayLike, length: int) -> FloatArray:
+    array = np.asarray(weights)
+    if array.shape != (length,) or (length and array.dtype.kind not in "iuf"):
+        raise InputError(f"weights must be {length} numbers, one per judgment, not {array.dtype} {array.shape}")
+    bad = np.flatnonzero(~(np.isfinite(array.astype(np.float64)) & (array.astype(np.float64) > 0)))
+    if bad.size:
+        raise InputError(f"weights[{bad[0]}] is {array[bad[0]]}: a weight must be positive and finite")
+    return array.astype(np.float64)
+
+
+def _checked_width(prior_sd: float) -> float:
+    low, high = PRIOR_SD_RANGE
+    if isinstance(prior_sd, bool) or not isinstance(prior_sd, int | float | np.number):
+        raise InputError(f"prior_sd must be 'fitted', a number of logits, or None, not {prior_sd!r}")
+    width = float(prior_sd)
+    if not (isfinite(width) and low <= width <= high):
+        raise InputError(f"prior_sd {width} is outside {low} to {high} logits; None is maximum likelihood")
+    return width
+
+
+def _require_sound_judgments(
+    judgments: Sequence[Comparison], ordered_ids: Sequence[str], known: Mapping[str, int], anchor_ids: Collection[str]
+) -> None:
+    if not ordered_ids:
+        raise InputError("essay_ids is empty: there is nothing to score")
+    repeated = sorted({a for a, b in pairwise(ordered_ids) if a == b})
+    if repeated:
+        raise InputError(f"essay_ids names essays more than once: {_named(repeated)}")
+    strangers = sorted(essay for essay in anchor_ids if essay not in known)
+    if strangers:
+        raise InputError(f"anchor_ids names essays that are not in essay_ids: {_named(strangers)}")
+    seen: set[str] = set()
+    for comparison in judgments:
+        where = f"comparison {comparison.comparison_id}"
+        if comparison.comparison_id in seen:
+            raise InputError(f"{where} is given twice: a judgment counts once")
+        seen.add(comparison.comparison_id)
+        for essay in (comparison.essay_a, comparison.essay_b):
+            if essay not in known:
+                raise InputError(f"{where} names essay {essay}, which is not in essay_ids")
+        if comparison.status is ComparisonStatus.JUDGED and comparison.winner is None:
+            raise InputError(f"{where} is judged but has no winner")
+
+
+def _by_id(essay_ids: Sequence[str], values: FloatArray) -> dict[str, float]:
+    return {essay: float(value) for essay, value in zip(essay_ids, values, strict=True)}
+
+
+def _named(items: Sequence[object]) -> str:
+    """The items in words, the first `_ITEMS_NAMED` of them."""
+    text = ", ".join(str(item) for item in items[:_ITEMS_NAMED])
+    more = len(items) - _ITEMS_NAMED
+    return f"{text} and {more} more" if more > 0 else text
+
+
+# -- connectedness ---------------------------------------------------------------------------------------------
+
+
+def _component_labels(
+    n_items: int, origin: IntArray, target: IntArray, connection: Literal["weak", "strong"]
+) -> IntArray:
+    """(n_items,) component labels, 0, 1, … in ascending order of each component's lowest item."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = csr_array((np.ones(origin.size), (origin, target)), shape=(n_items, n_items))
+    labels = connected_components(graph, directed=True, connection=connection)[1]
+    _, lowest, position = np.unique(labels, return_index=True, return_inverse=True)
+    rank: IntArray = np.argsort(np.argsort(lowest))
+    return rank[position].astype(np.int64)
+
+
+def _win_components(pairs: PairCounts) -> IntArray:
+    """Strongly connected components of the graph with an edge from each winner to each loser."""
+    down, up = pairs.first_wins > 0, pairs.second_wins > 0
+    winners = np.concatenate([pairs.first[down], pairs.second[up]])
+    losers = np.concatenate([pairs.second[down], pairs.first[up]])
+    return _component_labels(pairs.n_items, winners, losers, "strong")
+
+
+def _require_finite_estimate(components: IntArray, win_components: IntArray) -> None:
+    """Raise unless maximum likelihood has a finite estimate (Ford 1957; Hunter 2004, assumption 1)."""
+    remedy = "Judge more pairs that link them to the rest, or fit with a prior (prior_sd='fitted')."
+    apart = _outside_largest(components)
+    if apart:
+        raise DisconnectedError(
+            f"no maximum-likelihood estimate: the comparison graph falls into {components.max() + 1} components, "
+            f"and nothing compares item(s) {_named(apart)} with the others. {remedy}",
+            apart,
+        )
+    apart = _outside_largest(win_components)
+    if apart:
+        raise SeparationError(
+            f"no finite maximum-likelihood estimate: the win graph falls into {win_components.max() + 1} strongly "
+            "connected components (Ford 1957), so some items only win against the others or only lose to them: "
+            f"item(s) {_named(apart)}. {remedy}",
+            apart,
+        )
+
+
+def _outside_largest(labels: IntArray) -> list[int]:
+    """Items outside the largest component, ascending; all of them if there are several and none has two items."""
+    sizes = np.bincount(labels)
+    if sizes.size == 1:
+        return []
+    if sizes.max() == 1:
+        return list(range(labels.size))
+    return [int(item) for item in np.flatnonzero(labels != sizes.argmax())]
+
+
+# -- the mode and its curvature --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Information:
+    """H = information + precision·I, factorised after the directions that judgments cannot see were stiffened.
+
+    A shift of a whole component changes no likelihood, so H has the eigenvalue `precision` there: tiny for a wide
+    prior, zero for maximum likelihood. Adding `stiffness` to exactly these eigenvalues keeps the Cholesky
+    factorisation sound; inverse and determinant of H itself follow in closed form.
+    """
+
+    factor: Any
+    pairs: PairCounts
+    stiffness: FloatArray
+    precision: float
+
+    @classmethod
+    def at(cls, pairs: PairCounts, scores: FloatArray, precision: float) -> "_Information":
+        from scipy.linalg import cho_factor
+
+        matrix = pairs.information(scores)
+        sizes = np.bincount(pairs.components)
+        stiffness = np.bincount(pairs.components, weights=np.diag(matrix)) / sizes
+        stiffness[stiffness == 0] = 1.0
+        matrix += stiffness[pairs.components][:, None] * pairs.component_projection
+        matrix[np.diag_indices(pairs.n_items)] += precision
+        try:
+            factor = cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
+        except np.linalg.LinAlgError:
+            raise InputError(
+                "the information matrix is singular to working precision: weights differ by too many orders of "
+                "magnitude. Rescale or drop the extreme ones"
+            ) from None
+        return cls(factor, pairs, stiffness, precision)
+
+    def solve(self, right: FloatArray) -> FloatArray:
+        """Solution of the stiffened system; H⁻¹ right where `right` sums to zero in every component."""
+        from scipy.linalg import cho_solve
+
+        solution: FloatArray = cho_solve(self.factor, right, check_finite=False)
+        return solution
+
+    def inverse(self) -> FloatArray:
+        """H⁻¹; without a prior its pseudo-inverse, which is centred within every component."""
+        stiffened = self.solve(np.eye(self.pairs.n_items))
+        free = 1.0 / self.precision if self.precision > 0 else 0.0
+        shift = free - 1.0 / (self.precision + self.stiffness)
+        return stiffened + shift[self.pairs.components][:, None] * self.pairs.component_projection
+
+    def log_determinant(self) -> float:
+        """log det H, for a positive precision."""
+        stiffened = 2.0 * float(np.log(np.diag(self.factor[0])).sum())
+        return stiffened - float(np.log1p(self.stiffness / self.precision).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class _Mode:
+    scores: FloatArray
+    objective: float
+    information: _Information
+    iterations: int
+    converged: bool
+
+
+def _find_mode(pairs: PairCounts, precision: float, start: FloatArray, tolerance: float) -> _Mode:
+    """Maximise log likelihood - precision·|scores|²/2 by Newton's method, halving steps that do not increase it."""
+
+    def objective(scores: FloatArray) -> float:
+        return pairs.log_likelihood(scores) - 0.5 * precision * float(scores @ scores)
+
+    scores, value = start, objective(start)
+    iterations, converged = 0, False
+    while iterations < _MAX_ITERATIONS:
+        iterations += 1
+        information = _Information.at(pairs, scores, precision)
+        gradient = pairs.centred_within_components(pairs.gradient(scores) - precision * scores)
+        step = information.solve(gradient)
+        if float(np.abs(step).max()) <= tolerance:
+            scores = scores + step
+            converged = True
+            break
+        # the objective is only known to its rounding error, which must not reject a sound step near the top
+        floor = value - 1e-12 * (1.0 + abs(value))
+        scale = next((2.0**-k for k in range(_MAX_HALVINGS) if objective(scores + 2.0**-k * step) >= floor), None)
+        if scale is None:
+            break
+        scores = scores + scale * step
+        value = objective(scores)
+    scores = pairs.centred_within_components(scores)
+    return _Mode(scores, objective(scores), information, iterations, converged)
+
+
+def _laplace(pairs: PairCounts, prior_sd: float, start: FloatArray) -> tuple[float, _Mode]:
+    """Laplace log marginal likelihood at one prior width, and the mode it was taken at."""
+    mode = _find_mode(pairs, prior_sd**-2, start, _GRID_STEP_TOLERANCE)
+    log_marginal = mode.objective - pairs.n_items * log(prior_sd) - 0.5 * mode.information.log_determinant()
+    return log_marginal, mode
+
+
+def _root(values: Any) -> FloatArray:
+    """Square root of variances whose rounding error may have crossed zero."""
+    root: FloatArray = np.sqrt(np.maximum(values, 0.0))
+    return root
+
+
+# -- the fitted prior width ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _WidthPosterior:
+    """Posterior of log σ on an evenly spaced grid.
+
+    Attributes:
+        offsets: (k,) log σ - log 2, ascending.
+        masses: (k,) posterior probabilities, summing to 1.
+        log_densities: (k,) their logarithms up to a constant.
+        scores: (k, n_items) the mode at each width.
+        iterations: Newton steps taken.
+    """
+
+    offsets: FloatArray
+    masses: FloatArray
+    log_densities: FloatArray
+    scores: FloatArray
+    iterations: int
+
+    @property
+    def centre(self) -> float:
+        """exp(E[log σ]), logits."""
+        return exp(_HYPER_MEAN + float(self.masses @ self.offsets))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 2.5 % and 97.5 % points of σ, logits, the log density taken as linear between grid points."""
+        fine = np.linspace(self.offsets[0], self.offsets[-1], 4001)
+        density = np.exp(np.interp(fine, self.offsets, self.log_densities))
+        cumulative = np.cumsum(density) / density.sum()
+        low, high = np.interp([0.025, 0.975], cumulative, fine)
+        return exp(_HYPER_MEAN + float(low)), exp(_HYPER_MEAN + float(high))
+
+    def score_spread(self) -> FloatArray:
+        """(n_items, k) matrix S with S Sᵀ the covariance of the modes over the posterior of σ."""
+        deviations = self.scores - self.masses @ self.scores
+        spread: FloatArray = (np.sqrt(self.masses)[:, None] * deviations).T
+        return spread
+
+
+def _width_posterior(pairs: PairCounts) -> _WidthPosterior:
+    """Explore log σ on a lattice that is halved where the posterior lives until it holds enough points."""
+    # only scores are kept of each mode: its factorisation is n² numbers
+    log_density: dict[float, float] = {}
+    scores: dict[float, FloatArray] = {}
+    iterations = 0
+
+    def explore(offset: float, start: FloatArray) -> None:
+        nonlocal iterations
+        log_marginal, mode = _laplace(pairs, exp(_HYPER_MEAN + offset), start)
+        log_density[offset] = log_marginal - 0.5 * offset**2
+        scores[offset] = mode.scores
+        iterations += mode.iterations
+
+    spacing = 1.0
+    start: FloatArray = np.zeros(pairs.n_items)
+    for step in range(-_HYPER_REACH, _HYPER_REACH + 1):
+        explore(float(step), start)
+        start = scores[float(step)]
+    while True:
+        floor = max(log_density.values()) - _LOG_DENSITY_DROP
+        inside = [offset for offset, density in log_density.items() if density >= floor]
+        low = max(min(inside) - spacing, -float(_HYPER_REACH))
+        high = min(max(inside) + spacing, float(_HYPER_REACH))
+        if len(inside) >= _LEAST_GRID_POINTS:
+            break
+        # offsets are multiples of powers of two, so sums of them are exact and the lattice has no gaps
+        for k in range(round((high - low) / spacing)):
+            explore(low + (k + 0.5) * spacing, scores[low + k * spacing])
+        spacing /= 2.0
+    offsets = np.array(sorted(offset for offset in scores if low <= offset <= high))
+    densities = np.array([log_density[offset] for offset in offsets])
+    densities -= densities.max()
+    masses = np.exp(densities)
+    return _WidthPosterior(
+        offsets=offsets,
+        masses=masses / masses.sum(),
+        log_densities=densities,
+        scores=np.array([scores[offset] for offset in offsets]),
+        iterations=iterations,
+    )

@@ -1,0 +1,13 @@
+"""The Dagster face, thin: partitions, resources, IO manager, assets, checks, sensors and jobs.
+
+What an asset computes lives below (`workflow`, `analysis`, `reports`); here it is given a key, a partition, metadata
+and a place in the UI.
+"""
+
+import warnings
+
+from dagster import BetaWarning, PreviewWarning
+
+# in preview and beta in this Dagster version; the version is locked, so the notices help nobody
+warnings.filterwarnings("ignore", message="Specifying a partitions_def on an AssetCheckSpec", category=PreviewWarning)
+warnings.filterwarnings("ignore", message="Parameter `owners` of initializer `SensorDefinition", category=BetaWarning)

@@ -1,0 +1,86 @@
+"""Group publishing: what leaves the pipeline. The DuckDB graph, and the mark that the batch was published."""
+
+import polars as pl
+from dagster import AssetExecutionContext, MaterializeResult, MetadataValue, asset
+
+from cj_pipeline.analysis.graph import publish_batch
+from cj_pipeline.defs.assets.common import CODE_VERSION, OWNERS, batch_metadata, preview
+from cj_pipeline.defs.partitions import CJ_BATCH
+from cj_pipeline.defs.resources import CJResource, batch_of_partition, plain_errors
+from cj_pipeline.ledger import BatchBusyError, Lease
+from cj_pipeline.workflow import results
+from cj_pipeline.workflow.frames import (
+    BATCHES,
+    BT_SCORES,
+    COMPARISONS,
+    ESSAYS,
+    GRADE_PROJECTIONS,
+    QUALITY_FLAGS,
+    SE_SUMMARIES,
+    WAVES,
+)
+from cj_pipeline.workflow.loop import process_owner
+
+
+@asset(
+    partitions_def=CJ_BATCH,
+    group_name="publishing",
+    kinds={"python", "duckdb"},
+    owners=OWNERS,
+    code_version=CODE_VERSION,
+)
+def comparison_graph(
+    context: AssetExecutionContext,
+    cj: CJResource,
+    batch_state: pl.DataFrame,
+    bt_scores: pl.DataFrame,
+    bt_se_summary: pl.DataFrame,
+    bt_quality_flags: pl.DataFrame,
+    grade_projections: pl.DataFrame,
+) -> MaterializeResult[None]:
+    """The DuckDB file that analysts open: essays as nodes, judgments as edges, scores and grades beside them."""
+    settings = cj.settings()
+    with plain_errors(), cj.ledger() as ledger:
+        batch = batch_of_partition(ledger, context.partition_key)
+        as_of = int(batch_state.row(0, named=True)["as_of"])
+        # justifications never pass through the lake: the edges come from the ledger
+        comparisons = results.comparisons_frame(ledger, batch.batch_id)
+        publication = publish_batch(
+            settings.graph_path,
+            batch.batch_id,
+            {
+                BATCHES.name: batch_state,
+                ESSAYS.name: results.essays_frame(ledger, batch.batch_id),
+                COMPARISONS.name: comparisons,
+                BT_SCORES.name: bt_scores,
+                WAVES.name: results.waves_frame(ledger, batch.batch_id, comparisons),
+                SE_SUMMARIES.name: bt_se_summary,
+                QUALITY_FLAGS.name: bt_quality_flags,
+                GRADE_PROJECTIONS.name: grade_projections,
+            },
+            as_of=as_of,
+        )
+        if batch_state.row(0, named=True)["status"] == batch.status.value:
+            try:
+                with Lease.acquire(
+                    ledger,
+                    batch.batch_id,
+                    owner=process_owner(context.run.run_id),
+                    seconds=settings.lease_seconds,
+                    wait=settings.lease_seconds,
+                ) as lease:
+                    lease.mark_published(as_of)
+            except BatchBusyError as error:
+                context.log.warning(f"published, but not marked so, because the batch goes on: {error}")
+    return MaterializeResult(
+        metadata={
+            **batch_metadata(batch),
+            "as_of": as_of,
+            "published": publication.published,
+            "path": MetadataValue.path(str(settings.graph_path.resolve())),
+            "comparisons": comparisons.height,
+            "rankings": preview(
+                grade_projections.filter(~pl.col("is_anchor")), ["essay_id", "grade", "confidence", "label"]
+            ),
+        }
+    )

@@ -1,0 +1,125 @@
+"""One thread that writes calls and answers to the ledger while the event loop goes on calling the judge.
+
+Everything waiting is committed together (group commit), so that `synchronous=FULL` costs one sync for many answers. A
+slot waits for its commit before it does anything else. What to write is the wave loop's business.
+"""
+
+import asyncio
+import contextlib
+import queue
+import threading
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from cj_pipeline.ledger import Lease, LeaseLostError, Ledger
+from cj_pipeline.ledger.records import AttemptEnd, AttemptStart
+
+
+@dataclass(frozen=True)
+class _Request:
+    operation: AttemptStart | AttemptEnd
+    done: "asyncio.Future[int]"
+    loop: asyncio.AbstractEventLoop
+
+
+class Recorder:
+    """Commits operations under a lease, in the order they come, many at a time. Use as a context manager."""
+
+    def __init__(self, ledger: Ledger, lease: Lease) -> None:
+        self._ledger = ledger
+        self._lease = lease
+        self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"recorder-{lease.batch_id}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    async def commit(self, operation: AttemptStart | AttemptEnd) -> int:
+        """Wait until the operation is committed; its attempt id.
+
+        An answer is committed even if the waiting task is cancelled meanwhile.
+
+        Raises:
+            LeaseLostError: another process has taken over. An answer then went to the orphan results, with its cost.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[int] = loop.create_future()
+        self._queue.put(_Request(operation, done, loop))
+        return await asyncio.shield(done)
+
+    def _run(self) -> None:
+        while True:
+            first = self._queue.get()
+            if first is None:
+                return
+            group, last = [first], False
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    request = self._queue.get_nowait()
+                    if request is None:
+                        last = True
+                        break
+                    group.append(request)
+            self._commit(group)
+            if last:
+                return
+
+    def _commit(self, group: list[_Request]) -> None:
+        try:
+            ids = self._lease.record([request.operation for request in group])
+        except LeaseLostError as error:
+            self._orphan(group)
+            _fail(group, error)
+        except Exception as error:  # noqa: BLE001 - handed to the slot that waits for it
+            if len(group) == 1:
+                _fail(group, error)
+                return
+            # one bad operation must not take the others' answers with it
+            for request in group:
+                self._commit([request])
+        else:
+            for request, attempt_id in zip(group, ids, strict=True):
+                request.loop.call_soon_threadsafe(_resolve, request.done, attempt_id)
+
+    def _orphan(self, group: list[_Request]) -> None:
+        for request in group:
+            end = request.operation
+            if isinstance(end, AttemptEnd):
+                self._ledger.record_orphan(
+                    self._lease.batch_id,
+                    end.comparison_id,
+                    reason="late",
+                    source="lease_lost",
+                    attempt_id=end.attempt_id,
+                    lease_epoch=self._lease.epoch,
+                    winner=end.winner,
+                    confidence=end.confidence,
+                    error_type=end.error_type,
+                    request_id=end.request_id,
+                    tokens_input=end.tokens.input,
+                    tokens_output=end.tokens.output,
+                    cost_usd=end.cost_usd,
+                )
+
+
+def _resolve(done: "asyncio.Future[int]", attempt_id: int) -> None:
+    if not done.done():
+        done.set_result(attempt_id)
+
+
+def _fail(group: list[_Request], error: Exception) -> None:
+    for request in group:
+        request.loop.call_soon_threadsafe(_reject, request.done, error)
+
+
+def _reject(done: "asyncio.Future[int]", error: Exception) -> None:
+    if not done.done():
+        done.set_exception(error)

@@ -1,0 +1,224 @@
+"""From a request that was read to a record in the ledger: assignments registered, batches submitted.
+
+What files look like is `workflow.intake`'s business; here a request meets what is already registered.
+"""
+
+import hashlib
+import uuid
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from cj_pipeline.core.errors import InputError, RequestError
+from cj_pipeline.core.grades import GradeScale, get_grade_scale, parse_grade_scale
+from cj_pipeline.core.models import BatchKind, EssayRole
+from cj_pipeline.judges.catalogue import judge_names, needs_quality, open_judge
+from cj_pipeline.judges.simulated import grade_quality
+from cj_pipeline.ledger import Ledger, UnknownAssignmentError
+from cj_pipeline.ledger.records import (
+    AnchorRecord,
+    AssignmentRecord,
+    NewAnchor,
+    NewAssignment,
+    NewBatch,
+    NewEssay,
+    Registration,
+)
+from cj_pipeline.settings import CJSettings, effective_tunables, resolve_budget
+from cj_pipeline.workflow.intake import AssignmentRequest, BatchRequest, text_sha256, word_count
+
+DEFAULT_JUDGE = "cj-generic"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What submitting a batch did."""
+
+    batch_id: str
+    created: bool
+    students: int
+    anchors: int
+    total_budget: int
+    judge: str
+    simulated: bool
+
+
+def code_version() -> str:
+    """The installed version of this program."""
+    try:
+        return version("cj-pipeline")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def anchor_node_id(batch_id: str, anchor_ref: str) -> str:
+    """The id an anchor goes by in a batch: stable, distinct between batches, and no hint of the grade."""
+    digest = hashlib.sha256(f"{batch_id}\n{anchor_ref}".encode()).hexdigest()
+    return f"ANCHOR_{anchor_ref}_{digest[:8]}"
+
+
+def register_assignment(ledger: Ledger, request: AssignmentRequest, *, replace: bool = False) -> Registration:
+    """Register an assignment with its anchors; see `Ledger.register_assignment` for what may go wrong."""
+    return ledger.register_assignment(
+        NewAssignment(
+            assignment_id=request.assignment_id,
+            title=request.title,
+            language=request.language,
+            grade_scale=request.grade_scale,
+            grade_scale_definition=request.grade_scale_definition,
+            instructions=request.instructions,
+            system_prompt=request.system_prompt,
+            student_prompt=request.student_prompt,
+            judge_rubric=request.judge_rubric,
+            anchors=tuple(
+                NewAnchor(
+                    anchor_ref=anchor.anchor_ref,
+                    grade=anchor.grade,
+                    text_sha256=text_sha256(anchor.text),
+                    text=anchor.text,
+                    word_count=word_count(anchor.text),
+                )
+                for anchor in request.anchors
+            ),
+        ),
+        replace=replace,
+    )
+
+
+def assignment_scale(assignment: AssignmentRecord) -> GradeScale:
+    """The grade scale of an assignment, built in or its own.
+
+    Raises:
+        GradeScaleError: the scale is unknown or badly formed.
+    """
+    if assignment.grade_scale_definition is not None:
+        return parse_grade_scale(assignment.grade_scale_definition, f"assignment {assignment.assignment_id}")
+    return get_grade_scale(assignment.grade_scale)
+
+
+def submit_batch(ledger: Ledger, settings: CJSettings, request: BatchRequest) -> Submission:
+    """Check a batch against what is registered and store it with the snapshot of its essays.
+
+    Raises:
+        RequestError: every problem at once (unknown assignment or judge, missing quality, an essay that is an
+            anchor's text, a budget above the cap); nothing was stored.
+        InputError: the batch id exists with other content.
+    """
+    problems: list[str] = []
+    assignment = _assignment(ledger, request, problems)
+    anchors = ledger.anchors(assignment) if assignment is not None else []
+    judge_name = request.judge or DEFAULT_JUDGE
+    try:
+        wants_quality = needs_quality(judge_name)
+    except InputError:
+        wants_quality = False
+        problems.append(f"judge {judge_name!r} is not known: choose one of {', '.join(judge_names())}")
+    budget = 0
+    try:
+        budget = resolve_budget(settings, request.overrides)
+    except InputError as error:
+        problems.append(str(error))
+    problems += _essay_problems(request, anchors, wants_quality=wants_quality)
+    if problems:
+        raise RequestError(f"batch {request.batch_id}", problems)
+
+    tunables = effective_tunables(settings, request.overrides)
+    identity = open_judge(judge_name, seed=tunables.pair_generation_seed).identity
+    new = NewBatch(
+        batch_id=request.batch_id,
+        kind=request.kind,
+        assignment_id=None if assignment is None else assignment.assignment_id,
+        assignment_revision=None if assignment is None else assignment.revision,
+        judge_profile=judge_name,
+        provider=identity.provider,
+        model=identity.model,
+        simulated=identity.simulated,
+        overrides=request.overrides.model_dump(exclude_none=True),
+        settings=tunables.model_dump(),
+        total_budget=budget,
+        code_version=code_version(),
+        correlation_id=str(uuid.uuid4()),
+        essays=(*_student_essays(request), *_anchor_essays(request.batch_id, assignment, anchors)),
+    )
+    created = ledger.submit_batch(new)
+    stored = ledger.batch(request.batch_id)
+    return Submission(
+        batch_id=request.batch_id,
+        created=created,
+        students=len(request.students),
+        anchors=len(new.essays) - len(request.students),
+        total_budget=stored.total_budget or budget,
+        judge=judge_name,
+        simulated=identity.simulated,
+    )
+
+
+def _assignment(ledger: Ledger, request: BatchRequest, problems: list[str]) -> AssignmentRecord | None:
+    if request.kind is BatchKind.ANCHOR_ALIGN:
+        if request.assignment_id is not None:
+            problems.append("a batch of kind anchor_align has no assignment: its essays are judged as students")
+        return None
+    if request.assignment_id is None:
+        problems.append(
+            "no assignment is named: use --assignment ID or `assignment:` in batch.yaml "
+            "(`cj assignments list` shows the registered ones)"
+        )
+        return None
+    try:
+        assignment = ledger.assignment(request.assignment_id)
+        assignment_scale(assignment)
+    except UnknownAssignmentError as error:
+        problems.append(str(error))
+        return None
+    if request.kind is BatchKind.CALIBRATION and request.students:
+        problems.append("a batch of kind calibration holds the assignment's anchors only: take the essays out")
+    return assignment
+
+
+def _essay_problems(request: BatchRequest, anchors: list[AnchorRecord], *, wants_quality: bool) -> list[str]:
+    problems = []
+    anchor_texts = {anchor.text_sha256: anchor.anchor_ref for anchor in anchors}
+    for essay in request.students:
+        twin = anchor_texts.get(text_sha256(essay.text))
+        if twin is not None:
+            problems.append(
+                f"essay {essay.essay_id} ({essay.source_name}) has the text of anchor {twin}: leave it out, anchors "
+                "come with the assignment"
+            )
+    without = [essay.essay_id for essay in request.students if essay.quality is None]
+    if wants_quality and without:
+        shown = ", ".join(without[:5]) + (f" and {len(without) - 5} more" if len(without) > 5 else "")
+        problems.append(
+            f"the judge is simulated and goes by a known quality, which is missing for {shown}: add a `quality` column "
+            "(quality.csv in a folder), in grade steps from 0 for the lowest grade, or choose a real judge"
+        )
+    return problems
+
+
+def _student_essays(request: BatchRequest) -> list[NewEssay]:
+    return [
+        NewEssay(
+            essay_id=essay.essay_id,
+            role=EssayRole.STUDENT,
+            text_sha256=text_sha256(essay.text),
+            quality=essay.quality,
+            text=essay.text,
+            word_count=word_count(essay.text),
+        )
+        for essay in request.students
+    ]
+
+
+def _anchor_essays(batch_id: str, assignment: AssignmentRecord | None, anchors: list[AnchorRecord]) -> list[NewEssay]:
+    if assignment is None:
+        return []
+    grades = assignment_scale(assignment).grades
+    return [
+        NewEssay(
+            essay_id=anchor_node_id(batch_id, anchor.anchor_ref),
+            role=EssayRole.ANCHOR,
+            text_sha256=anchor.text_sha256,
+            known_grade=anchor.grade,
+            quality=grade_quality(grades, anchor.grade),
+        )
+        for anchor in anchors
+    ]

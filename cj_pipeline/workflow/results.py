@@ -1,0 +1,386 @@
+"""From the ledger's record to the tables results are told in: pure re-computation, no call made, nothing written.
+
+The Dagster assets, `cj show` and the graph all come through here, so that they cannot tell different stories. What a
+column means is in `workflow.frames`.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import polars as pl
+
+from cj_pipeline.core.bradley_terry import compute_bt_scores_and_se
+from cj_pipeline.core.diagnostics import bt_quality_flags, bt_se_summary
+from cj_pipeline.core.grades import GradeProjectionResult, GradeScale, project_grades
+from cj_pipeline.core.models import (
+    BatchStatus,
+    Comparison,
+    ComparisonStatus,
+    EssayRole,
+    PairMode,
+    Winner,
+)
+from cj_pipeline.core.pairing import positions
+from cj_pipeline.ledger import Ledger
+from cj_pipeline.ledger.records import BatchRecord
+from cj_pipeline.settings import BatchTunables
+from cj_pipeline.workflow import frames
+from cj_pipeline.workflow.registration import assignment_scale
+
+NO_GRADES_BECAUSE: Final = {
+    "insufficient_essays": "There are fewer than two student essays, and a comparison needs two.",
+    "low_success_rate": "Too many comparisons could not be judged, so no grade would be fair.",
+    "provider_rejected": "The judge refused to work (key, model or quota), so the batch was stopped.",
+    "timeout_incomplete": "The batch stood still for too long with too few comparisons judged.",
+    "timeout_low_success_rate": "The batch stood still for too long, and too many comparisons could not be judged.",
+    "missing_budget": "The batch has no valid budget, which is a defect: submit it again.",
+    "cancelled": "The batch was cancelled.",
+}
+NO_ASSIGNMENT: Final = "This batch was not set up for grades: it has no assignment, and so no grade scale."
+
+
+@dataclass(frozen=True)
+class BatchResults:
+    """Everything there is to tell about a batch, as of one reading of the ledger."""
+
+    batch: BatchRecord
+    tables: dict[str, pl.DataFrame]
+    projection: GradeProjectionResult | None
+    as_of: int
+
+    def __getitem__(self, name: str) -> pl.DataFrame:
+        return self.tables[name]
+
+
+def collect_results(ledger: Ledger, batch_id: str) -> BatchResults:
+    """Read and re-compute everything about a batch.
+
+    Raises:
+        UnknownBatchError: no such batch.
+    """
+    batch = ledger.batch(batch_id)
+    tunables = BatchTunables.model_validate(batch.settings)
+    essays = essays_frame(ledger, batch_id)
+    comparisons = comparisons_frame(ledger, batch_id)
+    scores = score(batch_id, comparisons, essays, tunables)
+    summaries = summarise(batch_id, scores, comparisons, tunables)
+    projection, projections = project(batch, scale_of(ledger, batch), scores)
+    return BatchResults(
+        batch=batch,
+        tables={
+            frames.BATCHES.name: batches_frame(ledger, batch),
+            frames.ESSAYS.name: essays,
+            frames.COMPARISONS.name: comparisons,
+            frames.BT_SCORES.name: scores,
+            frames.WAVES.name: waves_frame(ledger, batch_id, comparisons),
+            frames.SE_SUMMARIES.name: summaries,
+            frames.QUALITY_FLAGS.name: flag(batch_id, summaries, tunables),
+            frames.GRADE_PROJECTIONS.name: projections,
+        },
+        projection=projection,
+        as_of=judged_count(comparisons),
+    )
+
+
+def scale_of(ledger: Ledger, batch: BatchRecord) -> GradeScale | None:
+    """The grade scale of a batch's assignment, as of the revision it was submitted with; None without assignment."""
+    if batch.assignment_id is None:
+        return None
+    return assignment_scale(ledger.assignment(batch.assignment_id, batch.assignment_revision))
+
+
+def judged_count(comparisons: pl.DataFrame) -> int:
+    """How many comparisons were judged: what a publication is "as of"."""
+    return comparisons.filter(pl.col("status") == ComparisonStatus.JUDGED.value).height
+
+
+def batches_frame(ledger: Ledger, batch: BatchRecord) -> pl.DataFrame:
+    """One row about the batch (`frames.BATCHES`)."""
+    state = ledger.state(batch.batch_id)
+    calls = ledger.attempt_counts(batch.batch_id)
+    scale = scale_of(ledger, batch)
+    return frames.BATCHES.frame(
+        [
+            {
+                "batch_id": batch.batch_id,
+                "assignment_id": batch.assignment_id,
+                "kind": batch.kind.value,
+                "status": batch.status.value,
+                "stop_reason": batch.stop_reason,
+                "grade_scale": None if scale is None else scale.name,
+                "total_budget": batch.total_budget,
+                "submitted": state.submitted,
+                "judged": state.judged,
+                "failed": state.failed,
+                "attempts": sum(calls.values()),
+                "lost_attempts": calls.get("lost", 0),
+                "judge_profile": batch.judge_profile,
+                "provider": batch.provider,
+                "model": batch.model,
+                "simulated": batch.simulated,
+                "cost_usd": ledger.cost_usd(batch.batch_id),
+                "correlation_id": batch.correlation_id,
+                "code_version": batch.code_version,
+                "settings_json": json.dumps(batch.settings, sort_keys=True),
+                "created_at": batch.created_at,
+                "completed_at": batch.completed_at,
+                "as_of": state.judged,
+            }
+        ]
+    )
+
+
+def essays_frame(ledger: Ledger, batch_id: str, role: EssayRole | None = None) -> pl.DataFrame:
+    """The essays of a batch (`frames.ESSAYS`), all or those of one role."""
+    return frames.ESSAYS.frame(
+        [
+            {
+                "batch_id": batch_id,
+                "essay_id": essay.essay_id,
+                "is_anchor": essay.is_anchor,
+                "known_grade": essay.known_grade,
+                "text_sha256": essay.text_sha256,
+                "word_count": essay.word_count,
+            }
+            for essay in ledger.essays(batch_id)
+            if role is None or essay.role is role
+        ]
+    )
+
+
+def comparisons_frame(ledger: Ledger, batch_id: str) -> pl.DataFrame:
+    """All comparisons of a batch with their judgments (`frames.COMPARISONS`), in the order of planning."""
+    rows = []
+    for record in ledger.comparison_records(batch_id):
+        row = {name: getattr(record, name) for name in frames.COMPARISONS.schema if hasattr(record, name)}
+        first_wins = record.winner == Winner.A.value
+        winner_id = record.essay_a if first_wins else record.essay_b
+        loser_id = record.essay_b if first_wins else record.essay_a
+        judged = record.winner is not None
+        rows.append(
+            row
+            | {
+                "batch_id": batch_id,
+                "winner_id": winner_id if judged else None,
+                "loser_id": loser_id if judged else None,
+            }
+        )
+    return frames.COMPARISONS.frame(rows)
+
+
+def pairs_frame(comparisons: pl.DataFrame) -> pl.DataFrame:
+    """The plan (`frames.PAIRS`) out of the comparisons."""
+    return comparisons.select(list(frames.PAIRS.schema))
+
+
+def judgments_frame(comparisons: pl.DataFrame) -> pl.DataFrame:
+    """The comparisons as the lake keeps them (`frames.JUDGMENTS`): without justifications."""
+    return comparisons.select(list(frames.JUDGMENTS.schema))
+
+
+def waves_frame(ledger: Ledger, batch_id: str, comparisons: pl.DataFrame) -> pl.DataFrame:
+    """The wave history (`frames.WAVES`)."""
+    counted: dict[tuple[int, str], int] = {
+        (wave, status): count for wave, status, count in comparisons.group_by("wave", "status").len().iter_rows()
+    }
+    rows = []
+    for wave in ledger.waves(batch_id):
+        by_status = {status: counted.get((wave.wave, status.value), 0) for status in ComparisonStatus}
+        rows.append(
+            {
+                "batch_id": batch_id,
+                "wave": wave.wave,
+                "pair_mode": wave.pair_mode.value,
+                "planned": sum(by_status.values()) - by_status[ComparisonStatus.WITHDRAWN],
+                "judged": by_status[ComparisonStatus.JUDGED],
+                "failed": by_status[ComparisonStatus.FAILED],
+                "callbacks": wave.callbacks,
+                "max_score_change": wave.max_score_change,
+                "mean_se": wave.mean_se,
+                "max_se": wave.max_se,
+                "decision": wave.decision,
+                "reason": wave.reason,
+                "started_at": wave.started_at,
+                "ended_at": wave.ended_at,
+            }
+        )
+    return frames.WAVES.frame(rows)
+
+
+def score(batch_id: str, comparisons: pl.DataFrame, essays: pl.DataFrame, tunables: BatchTunables) -> pl.DataFrame:
+    """Fit the Bradley–Terry scale of a batch (`frames.BT_SCORES`); no rows for a batch without essays.
+
+    Args:
+        comparisons: `frames.COMPARISONS` or `frames.JUDGMENTS`.
+        essays: `frames.ESSAYS`, anchors included.
+        tunables: the batch's settings.
+    """
+    ids = essays["essay_id"].to_list()
+    if not ids:
+        return frames.BT_SCORES.frame([])
+    grades = dict(zip(ids, essays["known_grade"].to_list(), strict=True))
+    anchors = set(essays.filter(pl.col("is_anchor"))["essay_id"].to_list())
+    result = compute_bt_scores_and_se(_comparisons(comparisons), ids, tunables, anchor_ids=anchors)
+    return frames.BT_SCORES.frame(
+        [
+            {
+                "batch_id": batch_id,
+                "essay_id": essay_id,
+                "is_anchor": essay_id in anchors,
+                "known_grade": grades[essay_id],
+                "rank": rank,
+                "score": result.scores[essay_id],
+                "se": result.ses[essay_id],
+                "se_uncapped": result.ses_uncapped[essay_id],
+                "se_prior_free": _finite_or_none(result.prior_free_ses[essay_id]),
+                "comparisons": result.per_essay_counts[essay_id],
+                "wins": result.wins[essay_id],
+                "losses": result.losses[essay_id],
+                "component": result.components[essay_id],
+            }
+            for rank, essay_id in enumerate(result.ranking(), start=1)
+        ]
+    )
+
+
+def summarise(batch_id: str, scores: pl.DataFrame, comparisons: pl.DataFrame, tunables: BatchTunables) -> pl.DataFrame:
+    """How certain the scale is (`frames.SE_SUMMARIES`), from the scores and the comparisons they come from."""
+    judged = comparisons.filter(pl.col("status") == ComparisonStatus.JUDGED.value)
+    summary = bt_se_summary(
+        _column(scores, "se"),
+        {essay: math.inf if se is None else se for essay, se in _column(scores, "se_prior_free").items()},
+        list(judged.select("essay_a", "essay_b").iter_rows()),
+        cap=tunables.bt_standard_error_max,
+        anchor_ids=scores.filter(pl.col("is_anchor"))["essay_id"].to_list(),
+    )
+    return frames.SE_SUMMARIES.frame(
+        [{"batch_id": batch_id, "scope": scope, **values} for scope, values in summary.items()]
+    )
+
+
+def summary_by_scope(summaries: pl.DataFrame) -> dict[str, dict[str, Any]]:
+    """`bt_se_summary` as a dict by scope, out of its table."""
+    return {
+        row["scope"]: {name: value for name, value in row.items() if name not in ("batch_id", "scope")}
+        for row in summaries.iter_rows(named=True)
+    }
+
+
+def flag(batch_id: str, summaries: pl.DataFrame, tunables: BatchTunables) -> pl.DataFrame:
+    """What deserves a look (`frames.QUALITY_FLAGS`); flags change no decision."""
+    flags = bt_quality_flags(summary_by_scope(summaries), tunables)
+    return frames.QUALITY_FLAGS.frame([{"batch_id": batch_id, **flags}])
+
+
+def project(
+    batch: BatchRecord, scale: GradeScale | None, scores: pl.DataFrame
+) -> tuple[GradeProjectionResult | None, pl.DataFrame]:
+    """Grades from scores (`frames.GRADE_PROJECTIONS`), or a row with the reason for every essay."""
+    reason = _no_grades_reason(batch, scale)
+    if reason is not None or scale is None:
+        rows = [
+            {
+                "batch_id": batch.batch_id,
+                "essay_id": row["essay_id"],
+                "is_anchor": row["is_anchor"],
+                "known_grade": row["known_grade"],
+                "available": False,
+                "reason": reason,
+                "probabilities": [],
+                "simulated": batch.simulated,
+            }
+            for row in scores.iter_rows(named=True)
+        ]
+        return None, frames.GRADE_PROJECTIONS.frame(rows)
+    result = project_grades(
+        scale,
+        scores=_column(scores, "score"),
+        ses=_column(scores, "se_uncapped"),
+        components=_column(scores, "component"),
+        known_grades=_column(scores.filter(pl.col("is_anchor")), "known_grade"),
+    )
+    rows = [
+        {
+            "batch_id": batch.batch_id,
+            "essay_id": projection.essay_id,
+            "is_anchor": projection.is_anchor,
+            "known_grade": projection.known_grade,
+            "available": projection.available,
+            "reason": projection.reason,
+            "grade": projection.grade,
+            "confidence": projection.confidence,
+            "label": None if projection.label is None else projection.label.value,
+            "boundary_distance_se": projection.boundary_distance_se,
+            "nearest_boundary": projection.nearest_boundary,
+            "probabilities": [
+                {"grade": grade, "probability": probability} for grade, probability in projection.probabilities.items()
+            ],
+            "simulated": batch.simulated,
+        }
+        for projection in result.projections
+    ]
+    return result, frames.GRADE_PROJECTIONS.frame(rows)
+
+
+def position_table(ledger: Ledger, batch_id: str) -> pl.DataFrame:
+    """Appearances as A and as B per essay: batch_id, essay_id, is_anchor, as_a, as_b, skew (as_a − as_b)."""
+    essays = ledger.essays(batch_id)
+    counts = positions(ledger.comparisons(batch_id), [essay.essay_id for essay in essays])
+    return pl.DataFrame(
+        [
+            {
+                "batch_id": batch_id,
+                "essay_id": essay.essay_id,
+                "is_anchor": essay.is_anchor,
+                "as_a": counts[essay.essay_id].as_a,
+                "as_b": counts[essay.essay_id].as_b,
+                "skew": counts[essay.essay_id].skew,
+            }
+            for essay in essays
+        ],
+        schema={
+            "batch_id": pl.String,
+            "essay_id": pl.String,
+            "is_anchor": pl.Boolean,
+            "as_a": pl.Int64,
+            "as_b": pl.Int64,
+            "skew": pl.Int64,
+        },
+    )
+
+
+def _no_grades_reason(batch: BatchRecord, scale: GradeScale | None) -> str | None:
+    if batch.status is BatchStatus.COMPLETE_INSUFFICIENT_ESSAYS or (
+        batch.status.is_final and not batch.status.has_grades
+    ):
+        reason = batch.stop_reason or "cancelled"
+        return NO_GRADES_BECAUSE.get(reason, f"The batch ended as {batch.status.value}: {reason}.")
+    return NO_ASSIGNMENT if scale is None else None
+
+
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _column(scores: pl.DataFrame, name: str) -> dict[str, Any]:
+    return dict(zip(scores["essay_id"].to_list(), scores[name].to_list(), strict=True))
+
+
+def _comparisons(frame: pl.DataFrame) -> Sequence[Comparison]:
+    wanted = frame.select("comparison_id", "wave", "essay_a", "essay_b", "pair_mode", "status", "winner", "confidence")
+    return [
+        Comparison(
+            comparison_id=row["comparison_id"],
+            wave=row["wave"],
+            essay_a=row["essay_a"],
+            essay_b=row["essay_b"],
+            pair_mode=PairMode(row["pair_mode"]),
+            status=ComparisonStatus(row["status"]),
+            winner=None if row["winner"] is None else Winner(row["winner"]),
+            confidence=row["confidence"],
+        )
+        for row in wanted.iter_rows(named=True)
+    ]

@@ -1,0 +1,623 @@
+"""The fit against other programs, published tables, brute force and the symmetries of the model.
+
+Published tables:
+    BASEBALL: wins of seven teams of the American League East, 1987. Agresti (2002), Categorical Data Analysis, 2nd
+        ed., Table 10.10; log abilities in Table 10.11, column 3, standard errors in the recorded output of the R
+        package BradleyTerry2 (Turner & Firth 2012, J. Stat. Software 48(9)), tests/baseball.Rout.save.
+    CITATIONS: Stigler (1994), Statistical Science 9, 94-108, in Agresti (2002) p. 448; abilities and standard
+        errors, also in the sum-to-zero convention, in BradleyTerry2, tests/BTabilities.Rout.save.
+"""
+
+import dataclasses
+from itertools import pairwise
+from types import SimpleNamespace
+
+import choix
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from cj_pipeline.core.bradley_terry import (
+    compute_bt_scores_and_se,
+    fit_bradley_terry,
+    laplace_log_marginal_likelihood,
+    max_score_change,
+)
+from cj_pipeline.core.diagnostics import bt_se_summary
+from cj_pipeline.core.errors import DisconnectedError, InputError, SeparationError
+from cj_pipeline.core.models import Comparison, ComparisonStatus, PairMode, Winner
+
+# rows beat columns: Milwaukee, Detroit, Toronto, New York, Boston, Cleveland, Baltimore
+BASEBALL = np.array(
+    [
+        [0, 7, 9, 7, 7, 9, 11],
+        [6, 0, 7, 5, 11, 9, 9],
+        [4, 6, 0, 7, 7, 8, 12],
+        [6, 8, 6, 0, 6, 7, 10],
+        [6, 2, 6, 7, 0, 7, 12],
+        [4, 4, 5, 6, 6, 0, 6],
+        [2, 4, 1, 3, 1, 7, 0],
+    ]
+)
+BASEBALL_ABILITIES = [1.58, 1.44, 1.29, 1.25, 1.11, 0.68]
+BASEBALL_CONTRAST_SES = [0.3433, 0.3396, 0.3367, 0.3359, 0.3339, 0.3319]
+# rows are cited by columns: Biometrika, Communications in Statistics, JASA, JRSS-B
+CITATIONS = np.array([[0, 730, 498, 221], [33, 0, 68, 17], [320, 813, 0, 142], [284, 276, 325, 0]])
+SETTINGS = SimpleNamespace(bt_standard_error_max=2.0)
+
+
+def from_matrix(wins, **options):
+    """Fit from a matrix of wins, rows over columns, one weighted judgment per non-zero cell."""
+    winners, losers = np.nonzero(wins)
+    return fit_bradley_terry(winners, losers, len(wins), weights=wins[winners, losers], **options)
+
+
+def random_judgments(n_items, n_judgments, seed, sd=1.0):
+    """Judgments by the model's own law, over a random design with a ring so that everything is connected."""
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(0, sd, n_items)
+    first = np.concatenate([np.arange(n_items), rng.integers(0, n_items, n_judgments - n_items)])
+    second = (
+        first + np.concatenate([np.ones(n_items, int), rng.integers(1, n_items, n_judgments - n_items)])
+    ) % n_items
+    wins = rng.random(n_judgments) < 1 / (1 + np.exp(truth[second] - truth[first]))
+    return np.where(wins, first, second), np.where(wins, second, first)
+
+
+def log_posterior(scores, winners, losers, prior_sd):
+    """The penalised log likelihood, spelt out judgment by judgment."""
+    likelihood = sum(-np.log1p(np.exp(scores[lo] - scores[wi])) for wi, lo in zip(winners, losers, strict=True))
+    return likelihood - (np.sum(scores**2) / (2 * prior_sd**2) if prior_sd else 0.0)
+
+
+def numerical_hessian(function, at, step=1e-4):
+    """Second differences of a function of a vector."""
+    n = len(at)
+    hessian = np.zeros((n, n))
+    for i in range(n):
+        for j in range(n):
+            signs = [(1, 1), (1, -1), (-1, 1), (-1, -1)]
+            values = [function(at + step * (a * np.eye(n)[i] + b * np.eye(n)[j])) * a * b for a, b in signs]
+            hessian[i, j] = sum(values) / (4 * step**2)
+    return hessian
+
+
+# -- maximum likelihood ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n_items", "n_judgments", "seed"), [(5, 60, 1), (24, 300, 2), (60, 1500, 3)])
+def test_scores_agree_with_choix_to_six_decimals(n_items, n_judgments, seed):
+    winners, losers = random_judgments(n_items, n_judgments, seed)
+    fit = fit_bradley_terry(winners, losers, n_items, prior_sd=None)
+    data = list(zip(winners.tolist(), losers.tolist(), strict=True))
+    expected = choix.ilsr_pairwise(n_items, data, alpha=0.0, max_iter=1000, tol=1e-12)
+    np.testing.assert_allclose(fit.scores, expected - expected.mean(), atol=1e-6)
+    assert fit.converged
+
+
+def test_scores_agree_with_choix_where_every_item_but_one_pair_is_lopsided():
+    wins = np.array([[0, 40, 1], [1, 0, 40], [0, 1, 0]])
+    winners, losers = np.repeat(np.argwhere(wins), wins[wins > 0], axis=0).T
+    fit = fit_bradley_terry(winners, losers, 3, prior_sd=None)
+    data = list(zip(winners.tolist(), losers.tolist(), strict=True))
+    expected = choix.opt_pairwise(3, data, alpha=0.0, method="Newton-CG", tol=1e-14)
+    np.testing.assert_allclose(fit.scores, expected - expected.mean(), atol=1e-6)
+
+
+def test_baseball_scores_agree_with_agrestis_table_to_two_decimals():
+    scores = from_matrix(BASEBALL, prior_sd=None).scores
+    assert [round(float(score - scores[6]), 2) for score in scores[:6]] == BASEBALL_ABILITIES
+
+
+def test_baseball_contrast_standard_errors_agree_with_the_published_fit_to_four_decimals():
+    fit = from_matrix(BASEBALL, prior_sd=None)
+    assert [round(fit.standard_error_of_contrast(i, 6), 4) for i in range(6)] == BASEBALL_CONTRAST_SES
+
+
+def test_citation_scores_and_sum_to_zero_standard_errors_agree_with_the_published_fit():
+    fit = from_matrix(CITATIONS, prior_sd=None)
+    np.testing.assert_allclose(fit.scores, [0.7899221, -2.1591504, 0.3103523, 1.0588761], atol=1e-7)
+    np.testing.assert_allclose(fit.standard_errors(), [0.04333047, 0.07257974, 0.04164102, 0.05304699], atol=1e-8)
+
+
+def test_citation_contrasts_agree_with_the_published_fit_for_either_reference_journal():
+    fit = from_matrix(CITATIONS, prior_sd=None)
+    against_biometrika = [fit.standard_error_of_contrast(0, j) for j in (1, 2, 3)]
+    against_jasa = [fit.standard_error_of_contrast(j, 2) for j in (0, 1, 3)]
+    np.testing.assert_allclose(against_biometrika, [0.10254534, 0.06058873, 0.07082997], atol=1e-8)
+    np.testing.assert_allclose(against_jasa, [0.06058873, 0.09817049, 0.07294356], atol=1e-8)
+
+
+def test_two_items_have_the_log_odds_as_difference_and_its_delta_method_error():
+    fit = fit_bradley_terry([0, 1], [1, 0], 2, weights=[30, 10], prior_sd=None)
+    assert fit.scores[0] - fit.scores[1] == pytest.approx(np.log(3), abs=1e-12)
+    assert fit.standard_error_of_contrast(0, 1) == pytest.approx(np.sqrt(1 / 30 + 1 / 10), abs=1e-12)
+
+
+def test_a_long_chain_converges_to_the_exact_sum_of_its_log_odds():
+    n = 300
+    links = np.arange(n - 1)
+    winners, losers = np.concatenate([links, links + 1]), np.concatenate([links + 1, links])
+    weights = np.concatenate([np.full(n - 1, 3.0), np.full(n - 1, 2.0)])
+    fit = fit_bradley_terry(winners, losers, n, weights=weights, prior_sd=None)
+    exact = -np.log(1.5) * np.arange(n)
+    np.testing.assert_allclose(fit.scores, exact - exact.mean(), atol=1e-9)
+    assert fit.standard_error_of_contrast(0, n - 1) == pytest.approx(np.sqrt((n - 1) * (1 / 3 + 1 / 2)), rel=1e-9)
+
+
+def test_newton_is_damped_where_its_full_steps_would_diverge():
+    # found by search among lopsided tables: full steps from zero run away on this one
+    wins = np.array(
+        [
+            [0, 12, 8, 3, 126914],
+            [37, 0, 271, 1, 0],
+            [296247, 62, 0, 150803, 11169],
+            [1, 0, 3, 0, 130],
+            [0, 8, 60, 310, 0],
+        ]
+    )
+    fit = from_matrix(wins, prior_sd=None)
+    assert fit.converged
+    # the likelihood equations (Ford 1957): every item is expected to win as often as it did
+    expected = ((wins + wins.T) / (1 + np.exp(fit.scores[None, :] - fit.scores[:, None]))).sum(axis=1)
+    np.testing.assert_allclose(expected, wins.sum(axis=1), rtol=1e-9)
+
+
+def test_maximum_likelihood_covariance_is_the_pseudo_inverse_of_the_numerical_hessian():
+    winners, losers = random_judgments(6, 60, 11)
+    fit = fit_bradley_terry(winners, losers, 6, prior_sd=None)
+    hessian = numerical_hessian(lambda s: log_posterior(s, winners, losers, None), fit.scores)
+    # rcond: second differences are good to 1e-7, so the eigenvalue of the constant vector is not exactly zero
+    np.testing.assert_allclose(fit.covariance(), np.linalg.pinv(-hessian, rcond=1e-4), atol=1e-5)
+
+
+# -- when there is no finite estimate ----------------------------------------------------------------------------
+
+
+def test_an_unbeaten_item_is_named_and_a_remedy_given():
+    with pytest.raises(SeparationError, match=r"item\(s\) 3\. Judge more .*prior_sd='fitted'") as caught:
+        fit_bradley_terry([0, 1, 2, 3, 3], [1, 2, 0, 0, 1], 4, prior_sd=None)
+    assert caught.value.items == [3]
+    assert not isinstance(caught.value, DisconnectedError)
+
+
+def test_a_group_that_only_wins_against_the_rest_is_named_although_nobody_is_unbeaten():
+    with pytest.raises(SeparationError) as caught:
+        fit_bradley_terry([0, 1, 2, 3, 4, 0], [1, 0, 3, 4, 2, 2], 5, prior_sd=None)
+    assert caught.value.items == [0, 1]
+
+
+def test_all_items_are_named_when_the_judgments_are_a_perfect_order():
+    with pytest.raises(SeparationError) as caught:
+        fit_bradley_terry([0, 1, 0], [1, 2, 2], 3, prior_sd=None)
+    assert caught.value.items == [0, 1, 2]
+
+
+def test_items_that_no_judgment_links_to_the_others_are_named():
+    with pytest.raises(DisconnectedError, match=r"2 components.*item\(s\) 3, 4 ") as caught:
+        fit_bradley_terry([0, 1, 2, 3, 4], [1, 2, 0, 4, 3], 5, prior_sd=None)
+    assert caught.value.items == [3, 4]
+
+
+def test_an_item_without_judgments_is_disconnected():
+    with pytest.raises(DisconnectedError) as caught:
+        fit_bradley_terry([0, 1], [1, 0], 3, prior_sd=None)
+    assert caught.value.items == [2]
+
+
+def test_components_are_labelled_in_the_order_of_their_lowest_item():
+    fit = fit_bradley_terry([5, 0, 4, 2], [1, 3, 0, 4], 6)
+    assert fit.components.tolist() == [0, 1, 0, 0, 0, 1]
+    assert fit.win_components.tolist() == [0, 1, 2, 3, 4, 5]
+    assert fit_bradley_terry([5, 1, 4, 2], [1, 5, 2, 4], 6).win_components.tolist() == [0, 1, 2, 3, 2, 1]
+
+
+# -- a prior of given width --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prior_sd", [0.3, 1.0, 5.0])
+def test_the_mode_under_a_prior_agrees_with_a_general_optimiser(prior_sd):
+    winners, losers = random_judgments(7, 25, 5, sd=2.0)
+    fit = fit_bradley_terry(winners, losers, 9, prior_sd=prior_sd)  # items 7 and 8 are not judged
+    found = minimize(
+        lambda s: -log_posterior(s, winners, losers, prior_sd), np.zeros(9), method="BFGS", options={"gtol": 1e-7}
+    )
+    np.testing.assert_allclose(fit.scores, found.x, atol=1e-5)
+    assert fit.prior_sd == prior_sd
+    assert fit.prior_sd_interval is None
+
+
+@pytest.mark.parametrize("prior_sd", [0.5, 3.0])
+def test_covariance_under_a_prior_is_the_centred_inverse_of_the_numerical_hessian(prior_sd):
+    winners, losers = random_judgments(5, 20, 6)
+    fit = fit_bradley_terry(winners, losers, 7, prior_sd=prior_sd)
+    hessian = numerical_hessian(lambda s: log_posterior(s, winners, losers, prior_sd), fit.scores)
+    centring = np.eye(7) - 1 / 7
+    np.testing.assert_allclose(fit.covariance(), centring @ np.linalg.inv(-hessian) @ centring, rtol=1e-4, atol=1e-5)
+
+
+def test_standard_errors_and_contrasts_are_read_from_the_covariance():
+    fit = from_matrix(BASEBALL, prior_sd=1.5)
+    covariance = fit.covariance()
+    np.testing.assert_allclose(fit.standard_errors() ** 2, np.diag(covariance), rtol=1e-12)
+    contrast = np.zeros(7)
+    contrast[[2, 5]] = 1, -1
+    assert fit.standard_error_of_contrast(2, 5) == pytest.approx(np.sqrt(contrast @ covariance @ contrast), rel=1e-12)
+    assert fit.standard_error_of_contrast(4, 4) == 0.0
+    np.testing.assert_allclose(covariance.sum(axis=0), 0, atol=1e-14)
+
+
+def test_a_contrast_of_an_item_that_does_not_exist_is_refused():
+    with pytest.raises(InputError, match="items 0 to 6 only"):
+        from_matrix(BASEBALL).standard_error_of_contrast(0, -1)
+
+
+def test_a_wide_prior_on_separated_judgments_still_converges_to_the_balance_of_pull_and_prior():
+    fit = fit_bradley_terry([0], [1], 2, prior_sd=1e4)
+    half = fit.scores[0]
+    # stationarity: P(loser wins) = score / prior variance, at the difference 2 * half
+    assert np.exp(-np.logaddexp(0, 2 * half)) == pytest.approx(half / 1e8, rel=1e-12, abs=0)
+    assert fit.converged
+
+
+def test_a_single_item_scores_zero_with_no_error():
+    fit = fit_bradley_terry([], [], 1)
+    assert fit.scores.tolist() == [0.0]
+    assert fit.standard_errors()[0] == pytest.approx(0.0, abs=1e-12)
+
+
+# -- the fitted width --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("won", "lost"), [(6, 4), (20, 10), (3, 1)])
+@pytest.mark.parametrize("prior_sd", [0.3, 1.0, 4.0])
+def test_laplace_marginal_agrees_with_numerical_integration_for_two_items(won, lost, prior_sd):
+    # only the difference d ~ N(0, 2 sd²) matters. Tolerance: the Laplace error is of order 1/judgments
+    d = np.linspace(-100, 100, 200_001)
+    log_integrand = -won * np.logaddexp(0, -d) - lost * np.logaddexp(0, d) - d**2 / (4 * prior_sd**2)
+    exact = np.log(np.trapezoid(np.exp(log_integrand), d) / np.sqrt(4 * np.pi * prior_sd**2))
+    approximate = laplace_log_marginal_likelihood([0, 1], [1, 0], 2, weights=[won, lost], prior_sd=prior_sd)
+    assert approximate == pytest.approx(exact, abs=0.35 / (won + lost))
+
+
+@pytest.mark.parametrize(("repeats", "tolerance"), [(1, 0.04), (4, 0.01)])
+def test_laplace_marginal_agrees_with_numerical_integration_for_three_items(repeats, tolerance):
+    # the Laplace error is of order 1/judgments: about 1/33, and a quarter of it with four times as many
+    wins = np.array([[0, 7, 9], [4, 0, 6], [2, 5, 0]]) * repeats
+    prior_sd = 1.3
+    axis = np.linspace(-7, 7, 141)  # five and more prior sds each way
+    grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+    log_integrand = -(grid**2).sum(axis=1) / (2 * prior_sd**2)
+    for i, j in zip(*np.nonzero(wins), strict=True):
+        log_integrand -= wins[i, j] * np.logaddexp(0, grid[:, j] - grid[:, i])
+    volume = np.exp(log_integrand).sum() * (axis[1] - axis[0]) ** 3
+    exact = np.log(volume / (2 * np.pi * prior_sd**2) ** 1.5)
+    winners, losers = np.nonzero(wins)
+    found = laplace_log_marginal_likelihood(winners, losers, 3, weights=wins[winners, losers], prior_sd=prior_sd)
+    assert found == pytest.approx(exact, abs=tolerance)
+
+
+def test_fitted_width_and_interval_agree_with_brute_force_over_scores_and_width():
+    # Tolerance: the Laplace error above, 0.01 in log density, moves these by less than 2 %
+    d = np.linspace(-100, 100, 40_001)
+    log_widths = np.linspace(np.log(2) - 6, np.log(2) + 6, 601)
+    likelihood = np.exp(-20 * np.logaddexp(0, -d) - 10 * np.logaddexp(0, d))
+    marginal = [
+        np.trapezoid(likelihood * np.exp(-(d**2) / (4 * s * s)), d) / np.sqrt(4 * np.pi * s * s)
+        for s in np.exp(log_widths)
+    ]
+    mass = np.array(marginal) * np.exp(-0.5 * (log_widths - np.log(2)) ** 2)
+    mass /= mass.sum()
+    fit = fit_bradley_terry([0, 1], [1, 0], 2, weights=[20, 10])
+    assert fit.prior_sd == pytest.approx(np.exp(mass @ log_widths), rel=0.02)
+    expected = np.exp(np.interp([0.025, 0.975], mass.cumsum(), log_widths))
+    np.testing.assert_allclose(fit.prior_sd_interval, expected, rtol=0.02)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_adaptive_grid_integrates_the_width_like_a_dense_one(seed):
+    winners, losers = random_judgments(12, 80, seed, sd=2.0)
+    log_widths = np.linspace(np.log(2) - 4, np.log(2) + 4, 321)
+    marginals = [laplace_log_marginal_likelihood(winners, losers, 12, prior_sd=float(np.exp(t))) for t in log_widths]
+    log_mass = np.array(marginals) - 0.5 * (log_widths - np.log(2)) ** 2
+    mass = np.exp(log_mass - log_mass.max())
+    mass /= mass.sum()
+    fit = fit_bradley_terry(winners, losers, 12)
+    # grid ends at exp(-10) of the highest density: what is cut off weighs some 1e-5
+    assert np.log(fit.prior_sd) == pytest.approx(mass @ log_widths, abs=1e-4)
+    modes = [fit_bradley_terry(winners, losers, 12, prior_sd=float(np.exp(t))).scores for t in log_widths]
+    spread = np.cov(np.array(modes).T, aweights=mass, ddof=0)
+    at_centre = fit_bradley_terry(winners, losers, 12, prior_sd=fit.prior_sd)
+    assert fit.scores.tobytes() == at_centre.scores.tobytes()
+    np.testing.assert_allclose(fit.covariance() - at_centre.covariance(), spread, atol=1e-4 * spread.max())
+    assert spread.max() > 1e-3  # so that the comparison above sees it
+
+
+def test_the_fitted_width_recovers_the_spread_of_a_large_batch():
+    winners, losers = random_judgments(300, 9000, 4, sd=1.5)
+    fit = fit_bradley_terry(winners, losers, 300)
+    low, high = fit.prior_sd_interval
+    assert low < 1.5 < high
+    assert fit.prior_sd == pytest.approx(1.5, rel=0.15)
+    # the sd of 300 normal values is known to 1/sqrt(600) = 4 %; judgment noise adds little
+    assert np.log(high / low) == pytest.approx(2 * 1.96 / np.sqrt(600), rel=0.3)
+
+
+def test_without_judgments_scores_are_zero_and_errors_are_the_prior():
+    fit = fit_bradley_terry([], [], 5)
+    assert fit.scores.tolist() == [0.0] * 5
+    assert fit.iterations > 11  # one at each width of the grid at least, and the fit itself
+    assert fit.prior_sd == pytest.approx(2.0, rel=1e-9)
+    np.testing.assert_allclose(fit.standard_errors(), 2.0 * np.sqrt(4 / 5), rtol=1e-9)
+    # the 2.5 % and 97.5 % points of the hyperprior itself
+    np.testing.assert_allclose(np.log(fit.prior_sd_interval), np.log(2) + np.array([-1.96, 1.96]), atol=0.02)
+    assert fit.prior_free_standard_errors().tolist() == [np.inf] * 5
+
+
+def test_unbeaten_winless_and_unjudged_items_get_finite_scores_and_errors_that_say_how_little_is_known():
+    winners, losers = random_judgments(10, 200, 8)
+    extra_winners = [10, 10, 0, 1]  # 10 never loses, 11 never wins, 12 is not judged
+    extra_losers = [0, 1, 11, 11]
+    fit = fit_bradley_terry(np.append(winners, extra_winners), np.append(losers, extra_losers), 13)
+    errors = fit.standard_errors()
+    assert np.isfinite(fit.scores).all()
+    assert fit.scores[10] > fit.scores[[0, 1]].max()
+    assert fit.scores[11] < fit.scores[[0, 1]].min()
+    assert fit.scores[12] == 0.0
+    assert errors[10:12].min() > 1.5 * errors[:10].max()
+    assert errors[12] > errors[10:12].max()
+    assert errors[12] == pytest.approx(fit.prior_sd, rel=0.1)  # nothing but the prior
+
+
+def test_scores_sum_to_zero_in_every_component_under_a_prior():
+    fit = fit_bradley_terry([0, 1, 0, 2, 3, 3], [1, 0, 1, 3, 2, 2], 4)
+    assert fit.components.tolist() == [0, 0, 1, 1]
+    assert fit.scores[:2].sum() == pytest.approx(0, abs=1e-14)
+    assert fit.scores[2:].sum() == pytest.approx(0, abs=1e-14)
+
+
+# -- standard errors without the prior ---------------------------------------------------------------------------
+
+
+def test_prior_free_errors_are_the_ordinary_ones_under_maximum_likelihood():
+    fit = from_matrix(BASEBALL, prior_sd=None)
+    np.testing.assert_allclose(fit.prior_free_standard_errors(), fit.standard_errors(), rtol=1e-10)
+
+
+def test_prior_free_errors_come_from_the_likelihood_alone_centred_within_components():
+    wins = np.array([[0, 5, 0, 0, 0], [3, 0, 0, 0, 0], [0, 0, 0, 4, 0], [0, 0, 2, 0, 0], [0, 0, 0, 0, 0]])
+    fit = from_matrix(wins, prior_sd=1.0)
+    expected = []
+    for i, j, n in [(0, 1, 8), (2, 3, 6)]:
+        p = 1 / (1 + np.exp(fit.scores[j] - fit.scores[i]))
+        # the difference has variance 1/(n p q), each of the two centred scores a quarter of it
+        expected += [0.5 / np.sqrt(n * p * (1 - p))] * 2
+    np.testing.assert_allclose(fit.prior_free_standard_errors(), [*expected, np.inf], rtol=1e-10)
+
+
+# -- properties --------------------------------------------------------------------------------------------------
+
+N_ITEMS = 6
+JUDGMENTS = st.lists(
+    st.tuples(st.integers(0, N_ITEMS - 1), st.integers(1, N_ITEMS - 1), st.integers(1, 4)), min_size=1, max_size=30
+).map(lambda rows: [np.array(column) for column in zip(*[(i, (i + k) % N_ITEMS, w) for i, k, w in rows], strict=True)])
+PRIORS = st.sampled_from([0.5, 2.0, "fitted"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(JUDGMENTS, PRIORS)
+def test_a_weight_is_the_judgment_repeated(judgments, prior_sd):
+    winners, losers, weights = judgments
+    weighted = fit_bradley_terry(winners, losers, N_ITEMS, weights=weights, prior_sd=prior_sd)
+    repeated = fit_bradley_terry(np.repeat(winners, weights), np.repeat(losers, weights), N_ITEMS, prior_sd=prior_sd)
+    assert weighted.scores.tobytes() == repeated.scores.tobytes()
+    assert weighted.covariance().tobytes() == repeated.covariance().tobytes()
+    expected = np.bincount(np.concatenate([winners, losers]), np.concatenate([weights, weights]), N_ITEMS)
+    assert weighted.comparison_counts.tolist() == repeated.comparison_counts.tolist() == expected.tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(JUDGMENTS, PRIORS)
+def test_reversing_every_judgment_reverses_every_score_and_keeps_every_error(judgments, prior_sd):
+    winners, losers, weights = judgments
+    fit = fit_bradley_terry(winners, losers, N_ITEMS, weights=weights, prior_sd=prior_sd)
+    reverse = fit_bradley_terry(losers, winners, N_ITEMS, weights=weights, prior_sd=prior_sd)
+    np.testing.assert_allclose(reverse.scores, -fit.scores, atol=1e-9)
+    np.testing.assert_allclose(reverse.standard_errors(), fit.standard_errors(), atol=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(JUDGMENTS, PRIORS, st.permutations(range(N_ITEMS)))
+def test_renaming_the_items_renames_the_result(judgments, prior_sd, renaming):
+    winners, losers, weights = judgments
+    names = np.array(renaming)
+    fit = fit_bradley_terry(winners, losers, N_ITEMS, weights=weights, prior_sd=prior_sd)
+    renamed = fit_bradley_terry(names[winners], names[losers], N_ITEMS, weights=weights, prior_sd=prior_sd)
+    np.testing.assert_allclose(renamed.scores[names], fit.scores, atol=1e-9)
+    np.testing.assert_allclose(renamed.covariance()[np.ix_(names, names)], fit.covariance(), atol=1e-8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(JUDGMENTS, PRIORS)
+def test_scores_sum_to_zero_and_errors_are_positive_and_finite(judgments, prior_sd):
+    winners, losers, weights = judgments
+    fit = fit_bradley_terry(winners, losers, N_ITEMS, weights=weights, prior_sd=prior_sd)
+    assert fit.converged
+    assert abs(fit.scores.sum()) < 1e-12
+    assert (fit.standard_errors() > 0).all()
+    assert np.isfinite(fit.standard_errors()).all()
+    assert (np.isinf(fit.prior_free_standard_errors()) == (fit.comparison_counts == 0)).all()
+
+
+def test_the_same_judgments_in_any_order_give_the_same_bits():
+    winners, losers = random_judgments(20, 150, 9)
+    shuffle = np.random.default_rng(0).permutation(150)
+    first = fit_bradley_terry(winners, losers, 20)
+    second = fit_bradley_terry(winners[shuffle], losers[shuffle], 20)
+    assert first.scores.tobytes() == second.scores.tobytes()
+    assert first.standard_errors().tobytes() == second.standard_errors().tobytes()
+
+
+def test_a_fit_cannot_be_changed_by_accident():
+    fit = from_matrix(BASEBALL)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        fit.converged = False
+    with pytest.raises(ValueError, match="read-only"):
+        fit.covariance()[0, 0] = 1.0
+
+
+# -- input that cannot be used -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (([0, 1], [1], 2), {}, "equal length, not 2 and 1"),
+        (([0.0], [1.0], 2), {}, "winners must be integers"),
+        (([True], [False], 2), {}, "winners must be integers"),
+        (([[0]], [[1]], 2), {}, "one-dimensional"),
+        (([0], [2], 2), {}, r"losers\[0\] is 2: there are items 0 to 1 only"),
+        (([-1], [1], 2), {}, r"winners\[0\] is -1"),
+        (([0, 1], [1, 1], 2), {}, "judgment 1: item 1 is compared with itself"),
+        (([], [], 0), {}, "n_items must be a positive integer"),
+        (([0], [1], 2), {"weights": [1, 1]}, "weights must be 1 numbers"),
+        (([0], [1], 2), {"weights": [0]}, r"weights\[0\] is 0"),
+        (([0], [1], 2), {"weights": [np.nan]}, r"weights\[0\] is nan"),
+        (([0], [1], 2), {"prior_sd": 0}, "prior_sd 0.0 is outside"),
+        (([0], [1], 2), {"prior_sd": np.inf}, "prior_sd inf is outside"),
+        (([0], [1], 2), {"prior_sd": "fited"}, "prior_sd 'fited' is not known"),
+        (([0], [1], 2), {"prior_sd": True}, "prior_sd must be"),
+    ],
+)
+def test_unusable_input_is_refused_with_the_place_and_the_reason(arguments, options, message):
+    with pytest.raises(InputError, match=message):
+        fit_bradley_terry(*arguments, **options)
+
+
+def test_weights_beyond_working_precision_are_refused_in_words():
+    with pytest.raises(InputError, match="orders of magnitude"):
+        fit_bradley_terry(
+            [0, 1, 1, 2, 2, 3], [1, 0, 2, 1, 3, 2], 4, weights=[1e30, 1e30, 1e-30, 1e-30, 1e30, 1e30], prior_sd=None
+        )
+
+
+# -- scoring a batch ---------------------------------------------------------------------------------------------
+
+
+def comparison(number, winner, loser, *, status=ComparisonStatus.JUDGED, winner_first=True):
+    a, b = (winner, loser) if winner_first else (loser, winner)
+    judged = status is ComparisonStatus.JUDGED
+    return Comparison(
+        comparison_id=f"{number:06d}",
+        wave=1,
+        essay_a=a,
+        essay_b=b,
+        pair_mode=PairMode.COVERAGE,
+        status=status,
+        winner=(Winner.A if winner_first else Winner.B) if judged else None,
+    )
+
+
+ESSAYS = ["kim", "lee", "ANCHOR_1", "max", "zoe"]
+BATCH = [
+    comparison(1, "kim", "lee"),
+    comparison(2, "kim", "lee", winner_first=False),
+    comparison(3, "lee", "ANCHOR_1", winner_first=False),
+    comparison(4, "ANCHOR_1", "kim"),
+    comparison(5, "kim", "ANCHOR_1"),
+    comparison(6, "kim", "max"),
+    comparison(7, "lee", "kim", status=ComparisonStatus.FAILED),
+    comparison(8, "lee", "kim", status=ComparisonStatus.PLANNED),
+    comparison(9, "lee", "max", status=ComparisonStatus.WITHDRAWN),
+]
+
+
+def test_a_batch_is_scored_from_its_judged_comparisons_only():
+    result = compute_bt_scores_and_se(BATCH, ESSAYS, SETTINGS, anchor_ids=["ANCHOR_1"])
+    assert result.wins == {"ANCHOR_1": 1, "kim": 4, "lee": 1, "max": 0, "zoe": 0}
+    assert result.losses == {"ANCHOR_1": 2, "kim": 1, "lee": 2, "max": 1, "zoe": 0}
+    assert result.per_essay_counts == {"ANCHOR_1": 3, "kim": 5, "lee": 3, "max": 1, "zoe": 0}
+    assert result.components == {"ANCHOR_1": 0, "kim": 0, "lee": 0, "max": 0, "zoe": 1}
+    # in the order of ids: ANCHOR_1 0, kim 1, lee 2, max 3, zoe 4
+    expected = fit_bradley_terry([1, 1, 2, 0, 1, 1], [2, 2, 0, 1, 0, 3], 5)
+    assert list(result.scores.values()) == expected.scores.tolist()
+    assert list(result.ses_uncapped.values()) == expected.standard_errors().tolist()
+    assert list(result.prior_free_ses.values()) == expected.prior_free_standard_errors().tolist()
+    assert result.fit.prior_sd == expected.prior_sd
+
+
+def test_reported_errors_are_capped_and_uncapped_ones_kept():
+    settings_low = SimpleNamespace(bt_standard_error_max=0.8)
+    result = compute_bt_scores_and_se(BATCH, ESSAYS, settings_low)
+    assert result.ses_uncapped["zoe"] > 0.8 > result.ses_uncapped["kim"]
+    assert result.ses["zoe"] == 0.8
+    assert result.ses["kim"] == result.ses_uncapped["kim"]
+
+
+def test_the_summary_of_a_batch_is_made_from_reported_errors_and_judged_pairs():
+    result = compute_bt_scores_and_se(BATCH, ESSAYS, SETTINGS, anchor_ids=["ANCHOR_1"])
+    pairs = [(c.essay_a, c.essay_b) for c in BATCH if c.status is ComparisonStatus.JUDGED]
+    assert result.se_summary == bt_se_summary(
+        result.ses, result.prior_free_ses, pairs, cap=2.0, anchor_ids=["ANCHOR_1"]
+    )
+    assert result.se_summary["anchors"]["comparison_count"] == 3
+    assert result.se_summary["all"]["isolated_items"] == 1
+
+
+def test_the_result_does_not_depend_on_the_order_of_judgments_or_essays_to_the_last_bit():
+    result = compute_bt_scores_and_se(BATCH, ESSAYS, SETTINGS)
+    other = compute_bt_scores_and_se(BATCH[::-1], ESSAYS[::-1], SETTINGS)
+    assert result.scores == other.scores
+    assert result.ses_uncapped == other.ses_uncapped
+    assert result.fit.scores.tobytes() == other.fit.scores.tobytes()
+
+
+def test_a_ranking_is_best_first_and_ties_go_by_id():
+    judgments = [comparison(1, "max", "zoe"), comparison(2, "kim", "zoe"), comparison(3, "lee", "max")]
+    result = compute_bt_scores_and_se(judgments, ["zoe", "max", "lee", "kim", "b", "a"], SETTINGS)
+    ranking = result.ranking()
+    assert sorted(ranking) == ["a", "b", "kim", "lee", "max", "zoe"]
+    assert all(result.scores[better] >= result.scores[worse] for better, worse in pairwise(ranking))
+    assert result.scores["a"] == result.scores["b"] == 0.0
+    assert ranking.index("a") == ranking.index("b") - 1
+    assert (ranking[0], ranking[-1]) == ("lee", "zoe")
+
+
+def test_a_batch_without_judgments_has_zero_scores_and_prior_errors():
+    result = compute_bt_scores_and_se([], ["a", "b"], SETTINGS)
+    assert result.scores == {"a": 0.0, "b": 0.0}
+    assert result.ses_uncapped["a"] == pytest.approx(np.sqrt(2), rel=1e-9)
+    assert result.se_summary["all"]["items_at_cap"] == 2
+
+
+@pytest.mark.parametrize(
+    ("judgments", "essay_ids", "anchor_ids", "message"),
+    [
+        ([], [], [], "essay_ids is empty"),
+        ([], ["a", "b", "a"], [], "more than once: a"),
+        ([], ["a", "b"], ["c"], "anchor_ids names essays that are not in essay_ids: c"),
+        ([comparison(1, "a", "x")], ["a", "b"], [], "comparison 000001 names essay x"),
+        ([comparison(1, "a", "b"), comparison(1, "b", "a")], ["a", "b"], [], "comparison 000001 is given twice"),
+        (
+            [comparison(1, "a", "b").model_copy(update={"winner": None})],
+            ["a", "b"],
+            [],
+            "comparison 000001 is judged but has no winner",
+        ),
+    ],
+)
+def test_an_unsound_batch_is_refused_by_name(judgments, essay_ids, anchor_ids, message):
+    with pytest.raises(InputError, match=message):
+        compute_bt_scores_and_se(judgments, essay_ids, SETTINGS, anchor_ids=anchor_ids)
+
+
+def test_the_largest_score_change_is_over_common_essays_in_either_direction():
+    assert max_score_change({"a": 1.0, "b": 0.0, "gone": 9.0}, {"a": 0.5, "b": 0.25, "new": 7.0}) == 0.5
+    assert max_score_change({"a": 1.0, "b": 0.0}, {"a": 1.1, "b": 0.75}) == 0.75
+
+
+@pytest.mark.parametrize("previous", [None, {}, {"gone": 1.0}])
+def test_there_is_no_score_change_without_a_common_essay(previous):
+    assert max_score_change(previous, {"a": 1.0}) is None
