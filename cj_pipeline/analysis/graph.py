@@ -33,7 +33,7 @@ from cj_pipeline.workflow.frames import GRAPH_TABLES, ColumnType, Table
 LOCK_SECONDS: Final = 120.0
 """How long a publication waits for others by default, in seconds; one takes well under a second."""
 
-PRIMARY_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
+ROW_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "batches": ("batch_id",),
     "essays": ("batch_id", "essay_id"),
     "comparisons": ("batch_id", "comparison_id"),
@@ -43,7 +43,12 @@ PRIMARY_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "quality_flags": ("batch_id",),
     "grade_projections": ("batch_id", "essay_id"),
 }
-"""What identifies a row of each table of the graph."""
+"""What identifies a row of each table of the graph.
+
+Checked on the frames before they are written, which suffices because a batch is replaced whole under a lock. As
+PRIMARY KEY constraints they would double the file, and each checkpoint would rewrite a table's whole row group
+(122,880 rows) instead of the batch's.
+"""
 
 _SCALAR_TYPES: Final[Mapping[ColumnType, str]] = {
     pl.String: "VARCHAR",
@@ -51,11 +56,11 @@ _SCALAR_TYPES: Final[Mapping[ColumnType, str]] = {
     pl.Float64: "DOUBLE",
     pl.Boolean: "BOOLEAN",
 }
-# A file keeps these from its making. The oldest storage format with such blocks, so that analysts' tools need not be
-# as new as ours; and the smallest blocks, because with the default of 256 KiB, tables of a few hundred rows fill the
-# file with air that every publication copies
+# A file keeps these from its making. The format is an old one, so that analysts' tools need not be as new as ours, but
+# no older: in 1.2's, a stray log of another file is joined to the new one in silence instead of refused. The blocks are
+# the smallest, because with the default of 256 KiB, small tables fill the file with air that every publication copies
 _NEW_FILE: Final[dict[str, str | bool | int | float | list[str]]] = {
-    "storage_compatibility_version": "v1.2.0",
+    "storage_compatibility_version": "v1.4.0",
     "default_block_size": 16_384,
 }
 # DuckDB keeps what is not checkpointed beside a database under these names (`StorageManager`, DuckDB 2.0)
@@ -275,7 +280,7 @@ def _check_frame(batch_id: str, table: Table, frame: pl.DataFrame) -> None:
             raise GraphTableError(f"{where}, column {column.name} holds null, which its schema does not allow")
     if (frame["batch_id"] != batch_id).any():
         raise GraphTableError(f"{where}, column batch_id holds rows of another batch")
-    key = PRIMARY_KEYS[table.name]
+    key = ROW_KEYS[table.name]
     if frame.select(key).is_duplicated().any():
         raise GraphTableError(f"{where}, column {', '.join(key)} does not identify its rows: some occur twice")
 
@@ -457,8 +462,7 @@ def _shape(connection: duckdb.DuckDBPyConnection) -> None:
 
 def _create_table(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
     columns = [f"{_identifier(column.name)} {duckdb_type(column.dtype)}" for column in table.columns]
-    key = ", ".join(_identifier(name) for name in PRIMARY_KEYS[table.name])
-    connection.execute(f"CREATE TABLE {_identifier(table.name)} ({', '.join(columns)}, PRIMARY KEY ({key}))")
+    connection.execute(f"CREATE TABLE {_identifier(table.name)} ({', '.join(columns)})")
 
 
 def _rebuild_table(connection: duckdb.DuckDBPyConnection, table: Table, there: Mapping[str, str]) -> None:
@@ -469,7 +473,7 @@ def _rebuild_table(connection: duckdb.DuckDBPyConnection, table: Table, there: M
     _create_table(connection, table)
     targets = ", ".join(_identifier(column.name) for column in kept)
     values = ", ".join(f"TRY_CAST({_identifier(column.name)} AS {duckdb_type(column.dtype)})" for column in kept)
-    if {column.name for column in kept} >= set(PRIMARY_KEYS[table.name]):
+    if {column.name for column in kept} >= set(ROW_KEYS[table.name]):
         connection.execute(f"INSERT INTO {name} ({targets}) SELECT {values} FROM kept_rows")
     connection.execute("DROP TABLE kept_rows")
 
@@ -533,9 +537,9 @@ def _replace_public(place: _Place) -> None:
     """Put a byte-copy of the closed master in the public file's place.
 
     A log (`.wal`) beside the public file is always a stray: an analyst opened the file for writing and died, or
-    writes still. DuckDB would join it to whatever file has the name, and refuse to open. So it goes before the new
-    file comes (and durably so: no crash may bring it back beside the new file), and again afterwards, for a writer
-    that was at work in between.
+    writes still. DuckDB pairs it with whatever file has the name, and then refuses to open that. So it goes before
+    the new file comes (and durably so: no crash may bring it back beside the new file), and again afterwards, for a
+    writer that was at work in between.
     """
     shutil.copyfile(place.master, place.public_draft)
     place.public_draft.chmod(0o444)

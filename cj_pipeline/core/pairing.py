@@ -22,10 +22,11 @@ does not depend on the solver.
 
 Positions. skew = A - B over history and the plan so far. Of two essays the one with the higher skew is read as B; a
 pair whose essays have skews of the same sign, neither zero, is not eligible. So |skew| <= 1 holds after every
-comparison. Skews sum to zero, so some pair is always eligible; it need not be an unseen one. Then a larger net
-re-judges a pair that sets an unseen one free, and a small net, which must not buy more than its passes, ends the wave,
-or, if nothing is planned in it yet, takes the least skewed unseen pair: |skew| may reach 2, and the next plan starts
-with such essays, with a seen pair if no unseen one will do.
+comparison. Skews sum to zero, so some pair is always eligible; it need not be an unseen one. A larger net then
+re-judges a pair that sets an unseen one free. A small net must not pay for that, so it looks ahead: if coverage cannot
+be carried to its end from the plan made, plans with other hashes are tried. Where none is found, the wave ends when no
+unseen pair is eligible; if nothing is planned in it yet, it takes an unseen pair all the same. |skew| may then reach 2,
+and the next plan starts with such essays, re-judging a pair if no unseen one will do.
 """
 
 import hashlib
@@ -253,7 +254,6 @@ class _Plan:
         self._score_steps = [round(score * SCORE_STEPS_PER_LOGIT) for score in self._scores]
         self._variances = [ses.get(essay, unknown_se) ** 2 for essay in essay_ids]
         self._salt = (*salt, str(attempt))
-        self._looks_at_distance = attempt == 0
         self._size = 0
         self._small_net = small_net
         self._balanced = balanced
@@ -319,12 +319,13 @@ class _Plan:
     def _go_on_without_eligible_unseen(self) -> bool:
         unseen = list(self._unseen())
         if self._small_net:
-            return bool(unseen) and not self._chosen and self._plan(self._least_skewed(unseen))
+            # blocked pairs are equally skewed, +1 or -1 twice: an essay at 2 would have been repaired by now
+            return bool(unseen) and not self._chosen and self._plan([self._cheapest(unseen)])
         if not unseen:
             return self._plan(self._match(self._of_this_pass(range(len(self._ids)))))
         # one pair changes a skew and so makes an unseen pair eligible
         freeing = self._of_this_pass({essay for pair in unseen for essay in pair})
-        return self._plan([min(map(self._edge, freeing), key=_judging_order)])
+        return self._plan([self._cheapest(freeing)])
 
     def _repair(self, source: Callable[[], Iterable[_Pair]]) -> bool:
         """Plan pairs of `source` with the essays that an earlier plan left at |skew| > 1, until none is left so."""
@@ -333,12 +334,6 @@ class _Plan:
             return False
         pairs = self._eligible(pair for pair in source() if not skewed.isdisjoint(pair))
         return self._plan(self._match(pairs))
-
-    def _least_skewed(self, unseen: Iterable[_Pair]) -> list[_Edge]:
-        return [min(map(self._edge, unseen), key=lambda edge: (self._skewness(edge), _judging_order(edge)))]
-
-    def _skewness(self, edge: _Edge) -> int:
-        return abs(self._skew[edge.essay_a]) + abs(self._skew[edge.essay_b])
 
     # --- pairs to choose from ------------------------------------------------------------------------------------
 
@@ -420,8 +415,6 @@ class _Plan:
         return min(MAX_COUNT, self._count[i] - self._least_count)
 
     def _distance(self, i: int, j: int) -> int:
-        if not self._looks_at_distance:
-            return 0
         return min(MAX_DISTANCE, abs(self._score_steps[i] - self._score_steps[j]))
 
     def _growth(self, i: int, j: int) -> int:
@@ -456,6 +449,10 @@ class _Plan:
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=TIE_BITS // 8).digest(), "big")
 
     # --- choosing ------------------------------------------------------------------------------------------------
+
+    def _cheapest(self, pairs: Iterable[_Pair]) -> _Edge:
+        self._least_count = min(self._count)
+        return min(map(self._edge, pairs), key=_judging_order)
 
     def _match(self, pairs: Iterable[_Pair]) -> list[_Edge]:
         self._least_count = min(self._count)

@@ -6,6 +6,7 @@ holds every write that needs the right to a batch. What the numbers mean is deci
 
 from cj_pipeline.ledger.errors import (
     BatchBusyError,
+    BatchEndedError,
     BudgetExceededError,
     LeaseLostError,
     LedgerSchemaError,
@@ -17,6 +18,7 @@ from cj_pipeline.ledger.ledger import Ledger
 
 __all__ = [
     "BatchBusyError",
+    "BatchEndedError",
     "BudgetExceededError",
     "Lease",
     "LeaseLostError",

@@ -11,7 +11,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from cj_pipeline.core.errors import CJError, InputError
 from cj_pipeline.ledger.errors import LedgerSchemaError
@@ -106,9 +106,9 @@ def current_revision(engine: Engine) -> str | None:
             if not sa.inspect(connection).has_table("alembic_version"):
                 return None
             return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
-    except OperationalError as error:
+    except DBAPIError as error:
         raise CJError(
-            f"the ledger cannot be reached ({type(error.orig).__name__}): check CJ_LEDGER_URL and that its "
+            f"the ledger cannot be read ({type(error.orig).__name__}): check CJ_LEDGER_URL and that its "
             "database is running"
         ) from None
 
@@ -117,25 +117,32 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     """Bring the schema to `revision`, all or nothing; under a file lock for SQLite, an advisory lock for PostgreSQL.
 
     Raises:
+        LedgerSchemaError: the schema is newer than this program.
         CJError: another process kept the lock too long.
     """
     from alembic import command
 
+    _refuse_newer(current_revision(engine))
     config = _alembic_config()
     with _migration_lock(engine), engine.connect() as plain:
         connection = plain.execution_options(**{_WRITE: True, _MIGRATE: True})
-        with connection.begin():
-            if engine.dialect.name == "postgresql":
-                connection.execute(sa.text("SELECT pg_advisory_xact_lock(724150)"))
-            config.attributes["connection"] = connection
-            command.upgrade(config, revision)
-            if engine.dialect.name == "sqlite":
-                broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
-                if broken:
-                    raise CJError(f"the upgrade would leave {len(broken)} rows without what they refer to: not done")
-        if engine.dialect.name == "sqlite":
-            plain.rollback()
-            plain.invalidate()  # its foreign keys are off
+        try:
+            with connection.begin():
+                if engine.dialect.name == "postgresql":
+                    connection.execute(sa.text("SELECT pg_advisory_xact_lock(724150)"))
+                config.attributes["connection"] = connection
+                command.upgrade(config, revision)
+                if engine.dialect.name == "sqlite":
+                    _refuse_broken_references(connection)
+        finally:
+            # on SQLite its foreign keys are off: nobody may get it from the pool
+            plain.invalidate()
+
+
+def _refuse_broken_references(connection: Connection) -> None:
+    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
+    if broken:
+        raise CJError(f"the upgrade would leave {len(broken)} rows without what they refer to: not done")
 
 
 @contextmanager
@@ -170,13 +177,17 @@ def prepare(engine: Engine) -> None:
         return
     if revision is None:
         raise LedgerSchemaError("the database holds no ledger yet: run `cj ledger upgrade` once")
-    if revision not in known_revisions():
-        raise LedgerSchemaError(
-            f"the ledger's schema {revision} is newer than this program ({HEAD}): update cj_pipeline"
-        )
+    _refuse_newer(revision)
     raise LedgerSchemaError(
         f"the ledger's schema is {revision}, this program needs {HEAD}: make a copy, then run `cj ledger upgrade`"
     )
+
+
+def _refuse_newer(revision: str | None) -> None:
+    if revision is not None and revision not in known_revisions():
+        raise LedgerSchemaError(
+            f"the ledger's schema {revision} is newer than this program ({HEAD}): update cj_pipeline"
+        )
 
 
 def known_revisions() -> list[str]:

@@ -27,5 +27,9 @@ class BudgetExceededError(CJError):
     """A plan would submit more comparisons than the batch's budget allows."""
 
 
+class BatchEndedError(CJError):
+    """The batch is final: nothing more is planned or decided for it unless it is reopened."""
+
+
 class PendingComparisonsError(CJError):
     """A batch was to be finalised while comparisons still wait for an answer."""

@@ -19,6 +19,7 @@ from cj_pipeline.ledger import tables as t
 from cj_pipeline.ledger.engine import database_now, write_transaction
 from cj_pipeline.ledger.errors import (
     BatchBusyError,
+    BatchEndedError,
     BudgetExceededError,
     LeaseLostError,
     PendingComparisonsError,
@@ -185,9 +186,11 @@ class Lease:
 
         Raises:
             LeaseLostError: another process has taken over.
+            BatchEndedError: the batch is final.
             BudgetExceededError: the wave does not fit into what the budget leaves.
         """
         with self._transaction() as connection:
+            self._refuse_ended(connection)
             state = read_state(connection, self.batch_id)
             budget = state.total_budget
             if budget is None or state.submitted + len(plan.pairs) > budget:
@@ -337,9 +340,11 @@ class Lease:
 
         Raises:
             LeaseLostError: another process has taken over.
+            BatchEndedError: the batch is final.
             PendingComparisonsError: comparisons are still pending.
         """
         with self._transaction() as connection:
+            self._refuse_ended(connection)
             self._refuse_pending(connection)
             connection.execute(
                 t.waves.update()
@@ -365,8 +370,10 @@ class Lease:
 
         Raises:
             LeaseLostError: another process has taken over.
+            BatchEndedError: the batch is final, perhaps since this process last looked.
         """
         with self._transaction() as connection:
+            self._refuse_ended(connection)
             _mark_lost(connection, self.batch_id)
             _settle_pending(connection, self.batch_id)
             self._merge_metadata(connection, metadata or {})
@@ -394,6 +401,15 @@ class Lease:
                 values["published_at"] = utc_now()
                 add_event(connection, self.batch_id, "published", f"based on {as_of} judgments")
             self._update(connection, **values)
+
+    def _refuse_ended(self, connection: Connection) -> None:
+        status = BatchStatus(
+            connection.execute(sa.select(t.batches.c.status).where(t.batches.c.batch_id == self.batch_id)).scalar_one()
+        )
+        if status.is_final:
+            raise BatchEndedError(
+                f"batch {self.batch_id} is {status.value} already: `cj show {self.batch_id}` shows its results"
+            )
 
     def _refuse_pending(self, connection: Connection) -> None:
         pending = connection.execute(

@@ -63,7 +63,11 @@ class Ledger:
             LedgerSchemaError: the schema is not this program's; says what to run.
         """
         engine = make_engine(url)
-        prepare(engine)
+        try:
+            prepare(engine)
+        except BaseException:
+            engine.dispose()
+            raise
         return cls(engine)
 
     def close(self) -> None:
@@ -497,15 +501,17 @@ class Ledger:
             )
 
     def silent_batches(self, now: datetime) -> list[BatchRecord]:
-        """Batches that were launched since they last moved and have been silent past their timeout."""
+        """Batches that were launched since they last moved and have been silent since for their timeout.
+
+        Counted from the launch: a batch that waited long for it (its machine was off) still gets its whole timeout.
+        """
         silent = []
         for record in self.open_batches():
             if record.status.is_final or record.hold_reason is not None or record.lease_live:
                 continue
-            activity = self.last_activity(record.batch_id)
-            timeout = timedelta(hours=float(record.settings["batch_timeout_hours"]))
-            launched = record.launched_at is not None and record.launched_at > activity
-            if launched and now - activity > timeout:
+            if record.launched_at is None or record.launched_at <= self.last_activity(record.batch_id):
+                continue
+            if now - record.launched_at > timedelta(hours=float(record.settings["batch_timeout_hours"])):
                 silent.append(record)
         return silent
 

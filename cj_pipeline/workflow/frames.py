@@ -43,7 +43,7 @@ class Table:
 
 
 _BATCH_ID = Column("batch_id", pl.String, "the batch, which is also the Dagster partition")
-_ESSAY_ID = Column("essay_id", pl.String, "the essay; anchors have synthetic ids ANCHOR_<ref>_<hash>")
+_ESSAY_ID = Column("essay_id", pl.String, "the essay; anchors have synthetic ids ANCHOR_{ref}_{hash}")
 _IS_ANCHOR = Column("is_anchor", pl.Boolean, "true for an essay with an expert grade")
 _KNOWN_GRADE = Column("known_grade", pl.String, "the expert grade of an anchor", nullable=True)
 

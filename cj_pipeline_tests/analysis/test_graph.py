@@ -240,8 +240,8 @@ def test_rows_arrive_exactly_with_nulls_probabilities_and_microseconds(path: Pat
     assert done.public_bytes == path.stat().st_size
     assert_holds(path, tables, "b1")
     with open_graph(path) as connection:
-        back = pl.DataFrame(connection.sql("SELECT essay_id, probabilities FROM grade_projections"))
-    assert back.schema["probabilities"] == tables["grade_projections"].schema["probabilities"]
+        types = connection.execute("SELECT DISTINCT typeof(probabilities) FROM grade_projections").fetchall()
+    assert types == [("STRUCT(grade VARCHAR, probability DOUBLE)[]",)]
 
 
 def test_an_empty_batch_has_its_row_and_no_others(path: Path) -> None:
@@ -366,7 +366,7 @@ def test_the_file_stays_in_a_format_that_older_tools_read_and_in_small_blocks(pa
     with duckdb.connect(str(path), read_only=True) as connection:
         (tags,) = connection.execute("SELECT tags FROM duckdb_databases() WHERE NOT internal").fetchall()[0]
         block_bytes = connection.execute("PRAGMA database_size").fetchall()[0][2]
-    assert tags["storage_version"] == "v1.2.0+"
+    assert tags["storage_version"] == "v1.4.0+"
     assert block_bytes == 16_384
 
 
@@ -461,14 +461,15 @@ class TestViews:
     ) -> None:
         path, given = two_batches
         grades = {row["essay_id"]: row for row in given[batch_id]["grade_projections"]}
-        found = view_rows(path, "v_rankings", batch_id)
-        expected = []
-        for row in sorted(given[batch_id]["bt_scores"], key=lambda row: row["rank"]):
-            grade = {k: grades[row["essay_id"]][k] for k in ("grade", "confidence", "label", "reason")}
-            expected.append({**row, **grade, "simulated": given[batch_id]["batches"][0]["simulated"]})
-        assert [{k: row[k] for k in e if k != "se_uncapped"} for row, e in zip(found, expected, strict=True)] == [
-            {k: v for k, v in e.items() if k != "se_uncapped"} for e in expected
+        simulated = given[batch_id]["batches"][0]["simulated"]
+        of_score = ("rank", "essay_id", "is_anchor", "known_grade", "score", "se", "comparisons", "wins", "losses")
+        of_grade = ("grade", "confidence", "label", "boundary_distance_se", "nearest_boundary", "reason")
+        expected = [
+            (*(row[key] for key in of_score), *(grades[row["essay_id"]][key] for key in of_grade), simulated)
+            for row in sorted(given[batch_id]["bt_scores"], key=lambda row: row["rank"])
         ]
+        found = view_rows(path, "v_rankings", batch_id)
+        assert [tuple(row[key] for key in (*of_score, *of_grade, "simulated")) for row in found] == expected
 
     def test_anchor_check_sets_expert_grades_beside_projected_ones(
         self, two_batches: tuple[Path, dict[str, dict[str, Rows]]], batch_id: str
@@ -559,8 +560,6 @@ def test_a_master_of_another_schema_is_brought_to_the_current_one_keeping_its_ro
             *(table.name for table in GRAPH_TABLES),
             *views(),
         }
-        keys = connection.execute("SELECT count(*) FROM duckdb_constraints() WHERE constraint_type = 'PRIMARY KEY'")
-        assert keys.fetchall() == [(len(GRAPH_TABLES),)]
     publish(path, "b1", 5)
     assert_holds(path, batch_tables("b1", 5), "b1")
 
@@ -757,7 +756,7 @@ def test_open_graph_reads_past_a_log_that_a_writer_left_beside_a_newer_file(path
     stray = log.read_bytes()
     publish(path, "b1", 6)
     log.write_bytes(stray)
-    with pytest.raises(duckdb.Error):
+    with pytest.raises(duckdb.Error, match="WAL"):  # refused, not joined: what the file's format is chosen for
         duckdb.connect(str(path), read_only=True)
     with open_graph(path) as connection:
         assert connection.execute("SELECT as_of FROM batches").fetchall() == [(6,)]
