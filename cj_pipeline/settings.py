@@ -4,6 +4,7 @@ Nothing is read at import: `load_settings()` reads the environment (and `.env`) 
 travel with a batch are `BatchOverrides`; `effective_settings` lays them over the environment.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -131,7 +132,7 @@ class BatchOverrides(BaseModel):
 class CJSettings(BaseSettings, BatchTunables):
     """All settings. Construct through `load_settings` so that a bad value becomes an `InputError`."""
 
-    model_config = SettingsConfigDict(env_prefix="CJ_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="CJ_", extra="ignore", frozen=True)
 
     max_pairwise_comparisons: int = Field(
         1000,
@@ -169,7 +170,7 @@ class CJSettings(BaseSettings, BatchTunables):
         False,
         description="whether a missed quality target makes commands exit non-zero instead of only warning.",
     )
-    data_dir: Path = Field(_DEFAULT_DATA_DIR, description="folder with inputs/ and outputs/.")
+    data_dir: Path = Field(_DEFAULT_DATA_DIR, description="folder with inputs/ and outputs/; relative to the project.")
     ledger_url: str | None = Field(
         None,
         description="SQLAlchemy URL of the ledger; unset: SQLite at DATA_DIR/outputs/ledger.sqlite. "
@@ -208,8 +209,17 @@ class CJSettings(BaseSettings, BatchTunables):
         return self.outputs_dir / "comparison_graph.duckdb"
 
 
+def project_home() -> Path:
+    """The folder that relative paths start from: DAGSTER_HOME, else the nearest with a dagster.yaml, else this one."""
+    stated = os.environ.get("DAGSTER_HOME")
+    if stated:
+        return Path(stated)
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / "dagster.yaml").is_file()), here)
+
+
 def load_settings(**overrides: Any) -> CJSettings:
-    """Read the settings from the environment.
+    """Read the settings from the environment and the project's `.env`; a relative DATA_DIR starts at `project_home`.
 
     Args:
         overrides: values that win over the environment, by field name (for tests and command-line options).
@@ -217,11 +227,19 @@ def load_settings(**overrides: Any) -> CJSettings:
     Raises:
         InputError: naming each variable that does not validate, without echoing its value.
     """
+    home = project_home()
     try:
-        return CJSettings(**overrides)
+        settings = CJSettings(_env_file=home / ".env", **overrides)
     except ValidationError as error:
         lines = [f"CJ_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
         raise InputError("settings: " + "; ".join(lines)) from None
+    if settings.data_dir.is_absolute():
+        return settings
+    stated = settings.model_fields_set
+    resolved = settings.model_copy(update={"data_dir": home / settings.data_dir})
+    # a copy counts the updated field as stated, which `cj settings` would show as coming from the environment
+    resolved.__pydantic_fields_set__.intersection_update(stated)
+    return resolved
 
 
 def parse_overrides(raw: Mapping[str, Any], *, where: str) -> BatchOverrides:

@@ -14,12 +14,13 @@ from rich.console import Console
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.ledger import Ledger
 from cj_pipeline.logs import configure_logging
-from cj_pipeline.settings import CJSettings, load_settings
+from cj_pipeline.settings import CJSettings, load_settings, project_home
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
 
-console = Console(highlight=False, soft_wrap=True)
+# a pipe has no width: tables get room there, a terminal keeps its own
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -53,14 +54,10 @@ def ensure_dagster_home() -> Path:
     Raises:
         InputError: there is none.
     """
-    stated = os.environ.get("DAGSTER_HOME")
-    if stated:
-        return Path(stated)
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "dagster.yaml").is_file():
-            os.environ["DAGSTER_HOME"] = str(folder)
-            return folder
+    home = project_home()
+    if "DAGSTER_HOME" in os.environ or (home / "dagster.yaml").is_file():
+        os.environ["DAGSTER_HOME"] = str(home)
+        return home
     raise InputError(
         "no dagster.yaml here or above, and DAGSTER_HOME is not set: run from the project's folder, or export "
         "DAGSTER_HOME=/path/to/it"

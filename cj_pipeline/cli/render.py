@@ -124,6 +124,7 @@ def status_rows(ledger: Ledger, records: list[BatchRecord]) -> list[dict[str, An
                 "cost_usd": ledger.cost_usd(record.batch_id),
                 "judge": record.judge_profile,
                 "simulated": record.simulated,
+                "orphan_results": len(ledger.orphan_results(record.batch_id)),
                 "hold": record.hold_reason,
                 "at_work": record.lease_owner if record.lease_live else None,
                 "launch": record.launch,
@@ -147,8 +148,19 @@ def status_text(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> Non
         for event in events:
             console.print(f"  {event['at']:%Y-%m-%d %H:%M:%S}  {event['event']}: {event['detail']}", markup=False)
         return
-    columns = ["batch_id", "status", "stop_reason", "progress", "judged", "failed", "total_budget", "waves", "hold"]
-    console.print(plain_table(rows, columns))
+    shown = [
+        {
+            "batch": row["batch_id"],
+            "status": row["status"] + (" (on hold)" if row["hold"] else ""),
+            "%": row["progress"],
+            "judged": row["judged"],
+            "failed": row["failed"],
+            "budget": row["total_budget"],
+            "waves": row["waves"],
+        }
+        for row in rows
+    ]
+    console.print(plain_table(shown))
     held = [row["batch_id"] for row in rows if row["hold"]]
     if held:
         console.print(f"on hold: {', '.join(held)} (`cj status BATCH` says why, `cj resume BATCH`)", markup=False)

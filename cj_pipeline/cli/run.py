@@ -46,6 +46,8 @@ def run_batch(batch_id: str, *, wait: float, verbose: bool) -> None:
                 run_config={"loggers": {"console": {"config": {"log_level": level}}}},
                 raise_on_error=False,
             )
+        if _was_interrupted(result):
+            raise KeyboardInterrupt
         batch = ledger.batch(batch_id)
         _raise_if_failed(batch)
         if not result.success:
@@ -64,6 +66,11 @@ def _raise_if_failed(batch: BatchRecord) -> None:
             f"batch {batch.batch_id} ended as {batch.status.value} ({batch.stop_reason}): `cj show {batch.batch_id}` "
             f"says more, `cj reopen {batch.batch_id} --reason ...` returns a failed or cancelled batch to work"
         )
+
+
+def _was_interrupted(result: Any) -> bool:
+    failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    return any(failure.error and failure.error.cls_name == "DagsterExecutionInterruptedError" for failure in failures)
 
 
 def _first_failure(result: Any) -> str:

@@ -1,7 +1,8 @@
 """The inbox: a batch folder dropped there is claimed by rename, read in a run, and moved to accepted/ or rejected/.
 
-`inbox/NAME/` (dropped) → `inbox/claimed/NAME/` → `inbox/accepted/NAME/` or `inbox/rejected/NAME/` + `error.txt`. What a
-batch folder must look like is `workflow.intake`'s business.
+`inbox/NAME/` (dropped) → `inbox/claimed/NAME@MOMENT/` → `inbox/accepted/NAME/` or `inbox/rejected/NAME/` + `error.txt`.
+The moment makes each claim one of its kind, however often a name is dropped. What a batch folder must look like is
+`workflow.intake`'s business.
 """
 
 import time
@@ -37,8 +38,7 @@ class Ingestion:
 def claim_settled_folders(settings: CJSettings, *, now: float | None = None) -> list[str]:
     """Claim the folders that have been unchanged for the settle time; the names of the new claims.
 
-    A folder counts from its newest file, so that a copy in progress is left alone. A name that was claimed before
-    gets a suffix, so that nothing is overwritten.
+    A folder counts from its newest file, so that a copy in progress is left alone.
     """
     inbox = settings.inbox_dir
     if not inbox.is_dir():
@@ -50,7 +50,7 @@ def claim_settled_folders(settings: CJSettings, *, now: float | None = None) -> 
             continue
         if not (folder / "batch.yaml").is_file() or moment - _newest_change(folder) < settings.inbox_settle_seconds:
             continue
-        claims.append(_move(folder, inbox / CLAIMED).name)
+        claims.append(_move(folder, inbox / CLAIMED, f"{folder.name}@{_moment()}").name)
     return claims
 
 
@@ -74,7 +74,7 @@ def ingest_claimed(settings: CJSettings, ledger: Ledger, instance: DagsterInstan
     except CJError as error:
         return reject_claim(settings, claim, str(error))
     add_partitions(instance, [submission.batch_id])
-    _move(folder, settings.inbox_dir / ACCEPTED)
+    _move(folder, settings.inbox_dir / ACCEPTED, _dropped_name(claim))
     known = "" if submission.created else " (it was there already, with the same content)"
     return Ingestion(
         accepted=True,
@@ -86,7 +86,7 @@ def ingest_claimed(settings: CJSettings, ledger: Ledger, instance: DagsterInstan
 
 def reject_claim(settings: CJSettings, claim: str, reason: str) -> Ingestion:
     """Move a claimed folder to rejected/, with the reason beside its files."""
-    folder = _move(settings.inbox_dir / CLAIMED / claim, settings.inbox_dir / REJECTED)
+    folder = _move(settings.inbox_dir / CLAIMED / claim, settings.inbox_dir / REJECTED, _dropped_name(claim))
     (folder / "error.txt").write_text(f"{reason}\n", encoding="utf-8")
     return Ingestion(
         accepted=False, batch_id=None, message=f"{claim} was rejected, see {folder / 'error.txt'}: {reason}"
@@ -97,9 +97,18 @@ def _newest_change(folder: Path) -> float:
     return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
 
 
-def _move(folder: Path, to: Path) -> Path:
+def _dropped_name(claim: str) -> str:
+    return claim.rsplit("@", 1)[0]
+
+
+def _moment() -> str:
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+
+
+def _move(folder: Path, to: Path, name: str) -> Path:
+    """Move a folder into another; a name that is taken gets the moment as a suffix, so nothing is overwritten."""
     to.mkdir(parents=True, exist_ok=True)
-    target = to / folder.name
+    target = to / name
     while target.exists():
-        target = to / f"{folder.name}.{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+        target = to / f"{name}.{_moment()}"
     return folder.rename(target)

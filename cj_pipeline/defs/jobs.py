@@ -16,7 +16,6 @@ from dagster import (
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from cj_pipeline.defs.inbox import ingest_claimed
-from cj_pipeline.defs.partitions import CJ_BATCH
 from cj_pipeline.defs.resources import CJResource
 
 _INPUTS: Final = AssetSelection.groups("inputs")
@@ -25,21 +24,18 @@ _RESULTS: Final = AssetSelection.groups("scoring", "results", "publishing")
 assess_batch_job = define_asset_job(
     "assess_batch_job",
     selection=AssetSelection.all(),
-    partitions_def=CJ_BATCH,
     executor_def=in_process_executor,
     description="The whole batch: inputs and their checks, waves to a stop, scores, grades, publication.",
 )
 continue_batch_job = define_asset_job(
     "continue_batch_job",
     selection=AssetSelection.groups("judging") | _RESULTS,
-    partitions_def=CJ_BATCH,
     executor_def=in_process_executor,
     description="Go on with a batch: the same without its inputs and their checks.",
 )
 rescore_batch_job = define_asset_job(
     "rescore_batch_job",
     selection=_RESULTS,
-    partitions_def=CJ_BATCH,
     executor_def=in_process_executor,
     description="Scores, grades and publication from the judgments on record. No call is made.",
 )

@@ -36,6 +36,7 @@ from cj_pipeline.workflow.loop import owner_run_id, process_owner
 
 PARTITION_TAG: Final = "dagster/partition"
 CLAIM_TAG: Final = "cj/claim"
+LAUNCH_TAG: Final = "cj/launch"
 MAX_INGEST_RUNS: Final = 3
 _UNDERWAY: Final = [
     DagsterRunStatus.QUEUED,
@@ -57,7 +58,15 @@ def new_batch_sensor(context: SensorEvaluationContext, cj: CJResource) -> Iterat
     settings = cj.settings()
     claim_settled_folders(settings)
     waiting = open_claims(settings)
-    if not waiting:
+    if waiting:
+        # a ledger that cannot be reached is no fault of the folders: they wait
+        try:
+            with cj.ledger():
+                pass
+        except CJError as error:
+            yield SkipReason(str(error))
+            return
+    else:
         yield SkipReason(f"nothing in {settings.inbox_dir}: drop a folder with a batch.yaml there")
     for claim in waiting:
         runs = context.instance.get_runs(RunsFilter(job_name=ingest_batch_job.name, tags={CLAIM_TAG: claim}))
@@ -91,7 +100,7 @@ def continue_batch_sensor(context: SensorEvaluationContext, cj: CJResource) -> S
                 continue
             if _run_underway(context.instance, batch, settings):
                 continue
-            launch = ledger.claim_launch(batch.batch_id)
+            launch = ledger.claim_launch(batch.batch_id, after=_highest_launch(context.instance, batch))
             if launch is not None:
                 requests.append(_launch(context.instance, batch, launch))
     if not requests:
@@ -99,12 +108,18 @@ def continue_batch_sensor(context: SensorEvaluationContext, cj: CJResource) -> S
     return SensorResult(run_requests=requests)
 
 
+def _highest_launch(instance: DagsterInstance, batch: BatchRecord) -> int:
+    """The highest launch whose run key is used up: more than the ledger counts if that was restored."""
+    runs = instance.get_runs(RunsFilter(tags={PARTITION_TAG: batch.batch_id}), limit=20)
+    return max((int(run.tags[LAUNCH_TAG]) for run in runs if LAUNCH_TAG in run.tags), default=0)
+
+
 def _launch(instance: DagsterInstance, batch: BatchRecord, launch: int) -> RunRequest:
     return RunRequest(
         run_key=f"{batch.batch_id}:{launch}",
         job_name=job_for(instance, batch.batch_id),
         partition_key=batch.batch_id,
-        tags={"cj/correlation_id": batch.correlation_id, "cj/launch": str(launch)},
+        tags={"cj/correlation_id": batch.correlation_id, LAUNCH_TAG: str(launch)},
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Engine, ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
 from cj_pipeline.core.errors import CJError, InputError
@@ -19,12 +19,14 @@ from cj_pipeline.ledger.errors import LedgerSchemaError
 _WRITE: Final = "cj_write"
 _MIGRATE: Final = "cj_migrate"
 _LOCK_TIMEOUT_SECONDS: Final = 120
+VERSION_TABLE: Final = "cj_alembic_version"
+"""Not Alembic's default name: Dagster's storage, which may share the database, uses that."""
 HEAD: Final = "0002"
 """The revision this program was built for (a test holds it to the newest migration)."""
 
 
 def make_engine(url: str) -> Engine:
-    """An engine for a SQLAlchemy URL of SQLite or PostgreSQL.
+    """An engine for a SQLAlchemy URL of SQLite or PostgreSQL. Its errors quote no parameter and no row.
 
     Raises:
         InputError: any other database, or a URL that does not parse (the URL may hold a password, so it is not
@@ -37,14 +39,18 @@ def make_engine(url: str) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         if parsed.database and parsed.database != ":memory:":
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(parsed, connect_args={"timeout": 60, "check_same_thread": False})
+        engine = sa.create_engine(
+            parsed, hide_parameters=True, connect_args={"timeout": 60, "check_same_thread": False}
+        )
         sa.event.listen(engine, "connect", _sqlite_connect)
         sa.event.listen(engine, "begin", _sqlite_begin)
         return engine
     if parsed.get_backend_name() == "postgresql":
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg2")
-        return sa.create_engine(parsed, pool_pre_ping=True)
+        engine = sa.create_engine(parsed, hide_parameters=True, pool_pre_ping=True)
+        sa.event.listen(engine, "handle_error", _postgresql_error)
+        return engine
     raise InputError(f"CJ_LEDGER_URL names {parsed.get_backend_name()}: the ledger is SQLite or PostgreSQL")
 
 
@@ -65,6 +71,13 @@ def _sqlite_begin(connection: Connection) -> None:
         # recreating a table would trip over rows that reference it; the pragma has no effect inside a transaction
         connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get(_WRITE) else "BEGIN")
+
+
+def _postgresql_error(context: ExceptionContext) -> None:
+    # the server quotes the row that breaks a constraint, and a row may hold a text or a justification
+    for error in (context.original_exception, context.sqlalchemy_exception):
+        if error is not None:
+            error.args = tuple(a.split("\nDETAIL:")[0] if isinstance(a, str) else a for a in error.args)
 
 
 @contextmanager
@@ -103,9 +116,9 @@ def current_revision(engine: Engine) -> str | None:
     """The revision of the database; None if it holds no ledger."""
     try:
         with read_transaction(engine) as connection:
-            if not sa.inspect(connection).has_table("alembic_version"):
+            if not sa.inspect(connection).has_table(VERSION_TABLE):
                 return None
-            return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+            return connection.execute(sa.text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar_one_or_none()
     except DBAPIError as error:
         raise CJError(
             f"the ledger cannot be read ({type(error.orig).__name__}): check CJ_LEDGER_URL and that its "

@@ -24,7 +24,7 @@ from cj_pipeline.ledger.errors import (
     LeaseLostError,
     PendingComparisonsError,
 )
-from cj_pipeline.ledger.ledger import Ledger, add_event, lock_batch, read_state, utc_now
+from cj_pipeline.ledger.ledger import Ledger, add_event, insert_orphan, lock_batch, orphan_details, read_state, utc_now
 from cj_pipeline.ledger.records import AttemptEnd, AttemptStart, WaveEnd, WavePlan
 
 
@@ -265,9 +265,14 @@ class Lease:
     def _end(self, connection: Connection, end: AttemptEnd) -> int:
         now = utc_now()
         outcome = AttemptOutcome.JUDGED if end.winner is not None else AttemptOutcome.ERROR
-        connection.execute(
+        closed = connection.execute(
             t.attempts.update()
-            .where(t.attempts.c.attempt_id == end.attempt_id, t.attempts.c.outcome.is_(None))
+            .where(
+                t.attempts.c.attempt_id == end.attempt_id,
+                t.attempts.c.batch_id == self.batch_id,
+                t.attempts.c.comparison_id == end.comparison_id,
+                t.attempts.c.outcome.is_(None),
+            )
             .values(
                 finished_at=now,
                 outcome=outcome.value,
@@ -283,6 +288,11 @@ class Lease:
                 cost_usd=end.cost_usd,
             )
         )
+        if closed.rowcount == 0:
+            # the call has its outcome already: an answer counts once, and is kept
+            details = orphan_details(end, self.epoch)
+            insert_orphan(connection, self.batch_id, end.comparison_id, reason="duplicate", source="lease", **details)
+            return end.attempt_id
         planned = sa.and_(
             t.comparisons.c.batch_id == self.batch_id,
             t.comparisons.c.comparison_id == end.comparison_id,

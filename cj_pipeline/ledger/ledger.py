@@ -31,6 +31,7 @@ from cj_pipeline.ledger.errors import BatchBusyError, UnknownAssignmentError, Un
 from cj_pipeline.ledger.records import (
     AnchorRecord,
     AssignmentRecord,
+    AttemptEnd,
     BatchRecord,
     ComparisonRecord,
     NewAssignment,
@@ -430,8 +431,10 @@ class Ledger:
             _update_batch(connection, batch_id, **values)
             add_event(connection, batch_id, "reopened", f"was {status.value}: {reason}")
 
-    def claim_launch(self, batch_id: str) -> int | None:
+    def claim_launch(self, batch_id: str, *, after: int = 0) -> int | None:
         """Count a launch of the batch, if it may be launched now; its number, or None.
+
+        The number is above `after` too: the highest that is known to be used, should the ledger be a restored one.
 
         A batch may be launched if it is open, not on hold, not asked to wait, and no live lease is on it. After
         three launches in a row without a new judgment or publication it is put on hold instead.
@@ -458,47 +461,19 @@ class Ledger:
                     "run's error, mend it, then `cj resume`",
                 )
                 return None
-            launch = int(row["launch"]) + 1
+            launch = max(int(row["launch"]), after) + 1
             _update_batch(connection, batch_id, launch=launch, launched_at=now, idle_launches=idle, launch_mark=mark)
             return launch
 
-    def record_orphan(
-        self,
-        batch_id: str,
-        comparison_id: str,
-        *,
-        reason: str,
-        source: str,
-        attempt_id: int | None = None,
-        lease_epoch: int | None = None,
-        winner: Winner | None = None,
-        confidence: int | None = None,
-        error_type: str | None = None,
-        request_id: str | None = None,
-        tokens_input: int | None = None,
-        tokens_output: int | None = None,
-        cost_usd: float | None = None,
-    ) -> None:
-        """Keep a result that may change nothing (late, duplicate, unknown), with its reason and cost."""
+    def record_orphan(self, batch_id: str, comparison_id: str, *, reason: str, source: str, **details: Any) -> None:
+        """Keep an answer that may change nothing (late, duplicate, unknown), with its reason and cost.
+
+        Args:
+            details: further columns of `orphan_results`, where known: attempt_id, lease_epoch, winner, confidence,
+                error_type, request_id, tokens_input, tokens_output, cost_usd.
+        """
         with write_transaction(self.engine) as connection:
-            connection.execute(
-                t.orphan_results.insert().values(
-                    batch_id=batch_id,
-                    comparison_id=comparison_id,
-                    attempt_id=attempt_id,
-                    lease_epoch=lease_epoch,
-                    reason=reason,
-                    source=source,
-                    winner=None if winner is None else winner.value,
-                    confidence=confidence,
-                    error_type=error_type,
-                    request_id=request_id,
-                    tokens_input=tokens_input,
-                    tokens_output=tokens_output,
-                    cost_usd=cost_usd,
-                    received_at=utc_now(),
-                )
-            )
+            insert_orphan(connection, batch_id, comparison_id, reason=reason, source=source, **details)
 
     def silent_batches(self, now: datetime) -> list[BatchRecord]:
         """Batches that were launched since they last moved and have been silent since for their timeout.
@@ -535,6 +510,37 @@ def lock_batch(connection: Connection, batch_id: str) -> sa.RowMapping:
 def add_event(connection: Connection, batch_id: str, event: str, detail: str) -> None:
     """Record what happened to a batch."""
     connection.execute(t.batch_events.insert().values(batch_id=batch_id, at=utc_now(), event=event, detail=detail))
+
+
+def insert_orphan(
+    connection: Connection, batch_id: str, comparison_id: str, *, reason: str, source: str, **details: Any
+) -> None:
+    """Keep an answer that changes nothing; see `Ledger.record_orphan`."""
+    connection.execute(
+        t.orphan_results.insert().values(
+            batch_id=batch_id,
+            comparison_id=comparison_id,
+            reason=reason,
+            source=source,
+            received_at=utc_now(),
+            **details,
+        )
+    )
+
+
+def orphan_details(end: AttemptEnd, lease_epoch: int) -> dict[str, Any]:
+    """What is known of an answer that came to a call of ours."""
+    return {
+        "attempt_id": end.attempt_id,
+        "lease_epoch": lease_epoch,
+        "winner": None if end.winner is None else end.winner.value,
+        "confidence": end.confidence,
+        "error_type": end.error_type,
+        "request_id": end.request_id,
+        "tokens_input": end.tokens.input,
+        "tokens_output": end.tokens.output,
+        "cost_usd": end.cost_usd,
+    }
 
 
 def read_comparisons(connection: Connection, batch_id: str) -> list[Comparison]:

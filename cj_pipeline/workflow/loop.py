@@ -137,7 +137,7 @@ def advance_batch(
 
     Args:
         owner: how to sign the lease; by default this host and process.
-        judge: who judges; by default the batch's judge.
+        judge: who judges, closed by whoever opened it; by default the batch's judge.
         wait: seconds to wait for another process to finish with the batch.
         stop: set it to ask for a clean stop (outcome INTERRUPTED).
         on_event: called in the caller's thread, with `Progress` after recorded answers and `WaveReport` after waves.
@@ -177,15 +177,17 @@ def _run_in_thread(
             loop.events.put(None)
 
     thread = threading.Thread(target=run, name=f"waves-{loop.batch_id}", daemon=True)
-    thread.start()
     try:
+        # an interrupt may come while the thread starts, too
+        thread.start()
         # the timeout keeps this thread open to signals
         while (event := _next_event(loop.events, thread)) is not None:
             on_event(event)
     except BaseException:
         stopping.set()
-        # room for the grace period and the last commit
-        thread.join(settings.interrupt_grace_seconds + 10.0)
+        if thread.is_alive():
+            # room for the grace period and the last commit
+            thread.join(settings.interrupt_grace_seconds + 10.0)
         raise
     if failure:
         raise failure[0]
@@ -225,6 +227,7 @@ class _WaveLoop:
         self._batch: BatchRecord = ledger.batch(lease.batch_id)
         self._tunables = BatchTunables.model_validate(self._batch.settings)
         self._essays: dict[str, Essay] = {essay.essay_id: essay for essay in ledger.essays(lease.batch_id)}
+        self._opened_judge = judge is None
         self._judge = judge or open_judge(
             self._batch.judge_profile,
             seed=self._tunables.pair_generation_seed,
@@ -235,12 +238,13 @@ class _WaveLoop:
         self._log = get_logger(batch_id=lease.batch_id, correlation_id=self._batch.correlation_id)
         self._started = time.monotonic()
         self._rejected: JudgeError | None = None
+        self._broken = False
         self._warm = False
         self._counts = Counter[str]()
 
     @property
     def _asked_to_stop(self) -> bool:
-        return self._stopping.is_set() or self._lease.held_back or self._lease.lost
+        return self._stopping.is_set() or self._broken or self._lease.held_back or self._lease.lost
 
     async def run(self) -> Outcome:
         """Step until nothing is left to do here. Between waves no call is in flight, so blocking is harmless."""
@@ -251,12 +255,16 @@ class _WaveLoop:
                     self._log.info("advance ended", outcome=outcome.value, waves=self.waves_ended, judged=self.judged)
                     return outcome
         finally:
-            await self._judge.aclose()
+            if self._opened_judge:
+                await self._judge.aclose()
 
     async def _step(self) -> Outcome | None:
         if self._lease.lost:
             raise LeaseLostError(f"batch {self.batch_id}: another process has taken over")
         state = self._lease.state()
+        if self._batch.status.is_final:
+            # another process ended the batch while this one waited for the lease
+            return Outcome.FINAL
         if self._asked_to_stop:
             return Outcome.HELD if self._lease.held_back else Outcome.INTERRUPTED
         if self._too_few_essays():
@@ -366,7 +374,7 @@ class _WaveLoop:
             errors = [task.exception() for task in done if not task.cancelled() and task.exception() is not None]
             if errors:
                 # the others' answers are paid for: they are awaited like on an interrupt
-                self._stopping.set()
+                self._broken = True
                 if waiting:
                     await asyncio.wait(waiting, timeout=self._settings.interrupt_grace_seconds)
                 for task in waiting:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from cj_pipeline.ledger import Lease, LeaseLostError, Ledger
+from cj_pipeline.ledger.ledger import orphan_details
 from cj_pipeline.ledger.records import AttemptEnd, AttemptStart
 
 
@@ -76,7 +77,10 @@ class Recorder:
         try:
             ids = self._lease.record([request.operation for request in group])
         except LeaseLostError as error:
-            self._orphan(group)
+            try:
+                self._orphan(group)
+            except Exception as failure:  # noqa: BLE001 - the slots must learn of the lost lease all the same
+                error.add_note(f"late answers could not be kept: {failure}")
             _fail(group, error)
         except Exception as error:  # noqa: BLE001 - handed to the slot that waits for it
             if len(group) == 1:
@@ -98,15 +102,7 @@ class Recorder:
                     end.comparison_id,
                     reason="late",
                     source="lease_lost",
-                    attempt_id=end.attempt_id,
-                    lease_epoch=self._lease.epoch,
-                    winner=end.winner,
-                    confidence=end.confidence,
-                    error_type=end.error_type,
-                    request_id=end.request_id,
-                    tokens_input=end.tokens.input,
-                    tokens_output=end.tokens.output,
-                    cost_usd=end.cost_usd,
+                    **orphan_details(end, self._lease.epoch),
                 )
 
 

@@ -140,15 +140,17 @@ def submit_batch(ledger: Ledger, settings: CJSettings, request: BatchRequest) ->
         essays=(*_student_essays(request), *_anchor_essays(request.batch_id, assignment, anchors)),
     )
     created = ledger.submit_batch(new)
+    # told from the ledger: a batch submitted before keeps its anchors, whatever was registered since
     stored = ledger.batch(request.batch_id)
+    anchor_count = sum(essay.is_anchor for essay in ledger.essays(request.batch_id))
     return Submission(
         batch_id=request.batch_id,
         created=created,
         students=len(request.students),
-        anchors=len(new.essays) - len(request.students),
+        anchors=anchor_count,
         total_budget=stored.total_budget or budget,
         judge=judge_name,
-        simulated=identity.simulated,
+        simulated=stored.simulated,
     )
 
 

@@ -113,8 +113,8 @@ def run_waves(context: AssetExecutionContext, cj: CJResource) -> Iterator[Any]:
 
 
 def _launched_by_hand(context: AssetExecutionContext) -> bool:
-    """Whether a person launched the run (a sensor's runs carry the sensor's name)."""
-    return "dagster/sensor_name" not in context.run.tags
+    """Whether a person launched the run: a sensor's runs carry its name, which a re-execution by hand inherits."""
+    return "dagster/sensor_name" not in context.run.tags or context.run.parent_run_id is not None
 
 
 def _observe(context: AssetExecutionContext, event: Progress | WaveReport) -> None:

@@ -4,6 +4,7 @@ import polars as pl
 from dagster import AssetExecutionContext, MaterializeResult, MetadataValue, asset
 
 from cj_pipeline.analysis.graph import publish_batch
+from cj_pipeline.core.errors import CJError
 from cj_pipeline.defs.assets.common import CODE_VERSION, OWNERS, batch_metadata, preview
 from cj_pipeline.defs.partitions import CJ_BATCH
 from cj_pipeline.defs.resources import CJResource, batch_of_partition, plain_errors
@@ -22,6 +23,10 @@ from cj_pipeline.workflow.frames import (
 from cj_pipeline.workflow.loop import process_owner
 
 
+class StaleResultsError(CJError):
+    """What a run scored is not what the ledger holds."""
+
+
 @asset(
     partitions_def=CJ_BATCH,
     group_name="publishing",
@@ -32,6 +37,7 @@ from cj_pipeline.workflow.loop import process_owner
 def comparison_graph(
     context: AssetExecutionContext,
     cj: CJResource,
+    llm_judgments: pl.DataFrame,
     batch_state: pl.DataFrame,
     bt_scores: pl.DataFrame,
     bt_se_summary: pl.DataFrame,
@@ -42,9 +48,10 @@ def comparison_graph(
     settings = cj.settings()
     with plain_errors(), cj.ledger() as ledger:
         batch = batch_of_partition(ledger, context.partition_key)
-        as_of = int(batch_state.row(0, named=True)["as_of"])
+        as_of = results.judged_count(llm_judgments)
         # justifications never pass through the lake: the edges come from the ledger
         comparisons = results.comparisons_frame(ledger, batch.batch_id)
+        _refuse_other_judgments(batch.batch_id, as_of, results.judged_count(comparisons), batch_state)
         publication = publish_batch(
             settings.graph_path,
             batch.batch_id,
@@ -60,18 +67,17 @@ def comparison_graph(
             },
             as_of=as_of,
         )
-        if batch_state.row(0, named=True)["status"] == batch.status.value:
-            try:
-                with Lease.acquire(
-                    ledger,
-                    batch.batch_id,
-                    owner=process_owner(context.run.run_id),
-                    seconds=settings.lease_seconds,
-                    wait=settings.lease_seconds,
-                ) as lease:
-                    lease.mark_published(as_of)
-            except BatchBusyError as error:
-                context.log.warning(f"published, but not marked so, because the batch goes on: {error}")
+        try:
+            with Lease.acquire(
+                ledger,
+                batch.batch_id,
+                owner=process_owner(context.run.run_id),
+                seconds=settings.lease_seconds,
+                wait=settings.lease_seconds,
+            ) as lease:
+                lease.mark_published(as_of)
+        except BatchBusyError as error:
+            context.log.warning(f"published, but not marked so, because the batch goes on: {error}")
     return MaterializeResult(
         metadata={
             **batch_metadata(batch),
@@ -84,3 +90,17 @@ def comparison_graph(
             ),
         }
     )
+
+
+def _refuse_other_judgments(batch_id: str, scored: int, recorded: int, batch_state: pl.DataFrame) -> None:
+    """Scores, state and edges must tell of the same judgments, or the graph would contradict itself.
+
+    Raises:
+        StaleResultsError: they do not.
+    """
+    stated = int(batch_state.row(0, named=True)["as_of"])
+    if not scored == stated == recorded:
+        raise StaleResultsError(
+            f"batch {batch_id}: this run scored {scored} judgments and the ledger holds {recorded}: another run is at "
+            "work on the batch, or the lake is older than the ledger. Launch continue_batch_job, which reads afresh"
+        )

@@ -89,10 +89,13 @@ JUDGMENTS_SUITE: Final = (
     Expectation("ExpectColumnValuesToBeBetween", {"column": "attempts", "min_value": 0}),
     Expectation("ExpectColumnValuesToBeBetween", {"column": "tokens_in", "min_value": 0}),
     Expectation("ExpectColumnValuesToBeBetween", {"column": "cost_usd", "min_value": 0}),
-    Expectation(
-        "ExpectColumnValuesToNotBeNull",
-        {"column": "prompt_sha256", "row_condition": "status=='judged'", "condition_parser": "pandas"},
-    ),
+)
+JUDGED_SUITE: Final = (
+    Expectation("ExpectColumnValuesToNotBeNull", {"column": "winner"}),
+    Expectation("ExpectColumnValuesToNotBeNull", {"column": "confidence"}),
+    Expectation("ExpectColumnValuesToNotBeNull", {"column": "completed_at"}),
+    Expectation("ExpectColumnValuesToNotBeNull", {"column": "prompt_sha256"}),
+    Expectation("ExpectColumnValuesToMatchRegex", {"column": "prompt_sha256", "regex": "^[0-9a-f]{64}$"}),
 )
 
 
@@ -128,9 +131,8 @@ def run_suite(frame: pl.DataFrame, suite: Sequence[Expectation]) -> list[Finding
     return findings
 
 
-def check_result(frame: pl.DataFrame, suite: Sequence[Expectation]) -> AssetCheckResult:
-    """A suite's findings as one check result; a failed critical expectation is an error, any other a warning."""
-    findings = run_suite(frame, suite)
+def check_result(findings: Sequence[Finding]) -> AssetCheckResult:
+    """Findings as one check result; a failed critical expectation is an error, any other a warning."""
     failed = [finding for finding in findings if not finding.passed]
     critical = any(finding.severity == "critical" for finding in failed)
     table = pl.DataFrame([vars(finding) for finding in findings])
@@ -154,7 +156,7 @@ def check_result(frame: pl.DataFrame, suite: Sequence[Expectation]) -> AssetChec
 )
 def essays_expectations(essays: pl.DataFrame) -> AssetCheckResult:
     """The suite over the students' essays."""
-    return check_result(essays, ESSAYS_SUITE)
+    return check_result(run_suite(essays, ESSAYS_SUITE))
 
 
 @asset_check(
@@ -167,7 +169,7 @@ def anchors_expectations(anchors: pl.DataFrame) -> AssetCheckResult:
     """The suite over the anchors; a batch without anchors has nothing to check."""
     if anchors.is_empty():
         return AssetCheckResult(passed=True, description="the batch has no anchors")
-    return check_result(anchors, ANCHORS_SUITE)
+    return check_result(run_suite(anchors, ANCHORS_SUITE))
 
 
 @asset_check(
@@ -186,7 +188,8 @@ def judgments_expectations(
         return AssetCheckResult(passed=True, description="the batch is not final yet: checked at its publication")
     if llm_judgments.is_empty():
         return AssetCheckResult(passed=True, description="nothing was judged")
-    return check_result(llm_judgments, JUDGMENTS_SUITE)
+    judged = llm_judgments.filter(pl.col("status") == ComparisonStatus.JUDGED.value)
+    return check_result([*run_suite(llm_judgments, JUDGMENTS_SUITE), *run_suite(judged, JUDGED_SUITE)])
 
 
 EXPECTATION_CHECKS: Final[list[AssetChecksDefinition]] = [

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 from dagster import AssetCheckExecutionContext, AssetCheckResult, AssetCheckSeverity, asset_check
 
-from cj_pipeline.core.models import BatchStatus, ComparisonStatus
+from cj_pipeline.core.models import ComparisonStatus
 from cj_pipeline.defs.partitions import CJ_BATCH
 from cj_pipeline.defs.resources import CJResource, plain_errors
 from cj_pipeline.workflow import results
@@ -119,7 +119,7 @@ def batch_succeeded(context: AssetCheckExecutionContext, cj: CJResource) -> Asse
     """Fails for a batch that ended without a scale, so that `dagster asset materialize` and CI exit non-zero."""
     with plain_errors(), cj.ledger() as ledger:
         batch = ledger.batch(context.partition_key)
-    failed = batch.status.is_final and not batch.status.has_grades and batch.status is not BatchStatus.CANCELLED
+    failed = batch.status.is_final and not batch.status.has_grades
     metadata: dict[str, Any] = {"status": batch.status.value, "stop_reason": batch.stop_reason or ""}
     reason = results.NO_GRADES_BECAUSE.get(batch.stop_reason or "", batch.stop_reason)
     return AssetCheckResult(

@@ -1,7 +1,7 @@
 """The first ledger: assignments, anchors, batches, comparisons, attempts and waves.
 
 Winners were recorded by slot name ('essay_a', 'essay_b'); launches, holds, publications and orphan results were not
-recorded at all.
+recorded at all. `op.f` marks a full name, not to be expanded by the naming convention.
 """
 
 import sqlalchemy as sa
@@ -39,7 +39,7 @@ def upgrade() -> None:
         sa.Column("content_sha256", sa.String(64), nullable=False),
         sa.Column("created_at", UTC, nullable=False),
         sa.PrimaryKeyConstraint("assignment_id", "revision", name="pk_assignments"),
-        sa.CheckConstraint("revision >= 1", name="ck_assignments_revision_positive"),
+        sa.CheckConstraint("revision >= 1", name=op.f("ck_assignments_revision_positive")),
     )
     op.create_table(
         "anchor_essays",
@@ -87,7 +87,7 @@ def upgrade() -> None:
             ["assignments.assignment_id", "assignments.revision"],
             name="fk_batches_assignment_id_assignments",
         ),
-        sa.CheckConstraint("total_budget > 0", name="ck_batches_budget_positive"),
+        sa.CheckConstraint("total_budget > 0", name=op.f("ck_batches_budget_positive")),
     )
     op.create_table(
         "batch_essays",
@@ -99,8 +99,10 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("batch_id", "essay_id", name="pk_batch_essays"),
         sa.ForeignKeyConstraint(["batch_id"], ["batches.batch_id"], name="fk_batch_essays_batch_id_batches"),
         sa.ForeignKeyConstraint(["text_sha256"], ["texts.text_sha256"], name="fk_batch_essays_text_sha256_texts"),
-        sa.CheckConstraint("role IN ('student', 'anchor')", name="ck_batch_essays_role_known"),
-        sa.CheckConstraint("role <> 'anchor' OR known_grade IS NOT NULL", name="ck_batch_essays_anchor_has_grade"),
+        sa.CheckConstraint("role IN ('student', 'anchor')", name=op.f("ck_batch_essays_role_known")),
+        sa.CheckConstraint(
+            "role <> 'anchor' OR known_grade IS NOT NULL", name=op.f("ck_batch_essays_anchor_has_grade")
+        ),
     )
     op.create_table(
         "waves",
@@ -120,8 +122,8 @@ def upgrade() -> None:
         sa.Column("reason", sa.String(64), nullable=True),
         sa.PrimaryKeyConstraint("batch_id", "wave", name="pk_waves"),
         sa.ForeignKeyConstraint(["batch_id"], ["batches.batch_id"], name="fk_waves_batch_id_batches"),
-        sa.CheckConstraint("wave >= 1", name="ck_waves_wave_positive"),
-        sa.CheckConstraint("pair_mode IN ('coverage', 'resampling')", name="ck_waves_pair_mode_known"),
+        sa.CheckConstraint("wave >= 1", name=op.f("ck_waves_wave_positive")),
+        sa.CheckConstraint("pair_mode IN ('coverage', 'resampling')", name=op.f("ck_waves_pair_mode_known")),
     )
     op.create_table(
         "comparisons",
@@ -151,12 +153,12 @@ def upgrade() -> None:
             ["batch_essays.batch_id", "batch_essays.essay_id"],
             name="fk_comparisons_essay_b_batch_essays",
         ),
-        sa.CheckConstraint("essay_a <> essay_b", name="ck_comparisons_two_essays"),
-        sa.CheckConstraint("winner IN ('essay_a', 'essay_b')", name="ck_comparisons_winner_known"),
-        sa.CheckConstraint("confidence BETWEEN 1 AND 5", name="ck_comparisons_confidence_range"),
-        sa.CheckConstraint("status IN ('planned', 'judged', 'failed')", name="ck_comparisons_status_known"),
-        sa.CheckConstraint("(status = 'judged') = (winner IS NOT NULL)", name="ck_comparisons_judged_has_winner"),
-        sa.CheckConstraint("pair_mode IN ('coverage', 'resampling')", name="ck_comparisons_pair_mode_known"),
+        sa.CheckConstraint("essay_a <> essay_b", name=op.f("ck_comparisons_two_essays")),
+        sa.CheckConstraint("winner IN ('essay_a', 'essay_b')", name=op.f("ck_comparisons_winner_known")),
+        sa.CheckConstraint("confidence BETWEEN 1 AND 5", name=op.f("ck_comparisons_confidence_range")),
+        sa.CheckConstraint("status IN ('planned', 'judged', 'failed')", name=op.f("ck_comparisons_status_known")),
+        sa.CheckConstraint("(status = 'judged') = (winner IS NOT NULL)", name=op.f("ck_comparisons_judged_has_winner")),
+        sa.CheckConstraint("pair_mode IN ('coverage', 'resampling')", name=op.f("ck_comparisons_pair_mode_known")),
     )
     op.create_index("ix_comparisons_batch_id_status", "comparisons", ["batch_id", "status"])
     op.create_table(
@@ -185,8 +187,8 @@ def upgrade() -> None:
             ["comparisons.batch_id", "comparisons.comparison_id"],
             name="fk_attempts_batch_id_comparisons",
         ),
-        sa.CheckConstraint("number >= 1", name="ck_attempts_number_positive"),
-        sa.CheckConstraint("outcome IN ('judged', 'error', 'lost')", name="ck_attempts_outcome_known"),
+        sa.CheckConstraint("number >= 1", name=op.f("ck_attempts_number_positive")),
+        sa.CheckConstraint("outcome IN ('judged', 'error', 'lost')", name=op.f("ck_attempts_outcome_known")),
     )
     op.create_index("ix_attempts_batch_id_comparison_id", "attempts", ["batch_id", "comparison_id"])
     for name, condition in (

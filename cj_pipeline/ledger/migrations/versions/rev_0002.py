@@ -62,13 +62,13 @@ def upgrade() -> None:
 
 
 def _translate_winners() -> None:
+    # op.f: the full name as it stands, not to be expanded by the naming convention
     with op.batch_alter_table("comparisons") as table:
-        table.drop_constraint("ck_comparisons_winner_known", type_="check")
-        table.drop_constraint("ck_comparisons_status_known", type_="check")
+        table.drop_constraint(op.f("ck_comparisons_winner_known"), type_="check")
+        table.drop_constraint(op.f("ck_comparisons_status_known"), type_="check")
     op.execute("UPDATE comparisons SET winner = substr(winner, 7, 1) WHERE winner IS NOT NULL")
     with op.batch_alter_table("comparisons") as table:
         table.alter_column("winner", type_=sa.String(1), existing_type=sa.String(8), existing_nullable=True)
-        # op.f: the full name as it stands, not to be expanded by the naming convention
         table.create_check_constraint(op.f("ck_comparisons_winner_known"), "winner IN ('a', 'b')")
         table.create_check_constraint(
             op.f("ck_comparisons_status_known"), "status IN ('planned', 'judged', 'failed', 'withdrawn')"

