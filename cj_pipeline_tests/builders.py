@@ -1,12 +1,19 @@
-"""Small valid things to put into a ledger, each field changeable by name."""
+"""Small valid things to put into a ledger, each field changeable by name, and steps that many ledger tests take."""
 
 import hashlib
 import itertools
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import sqlalchemy as sa
+
 from cj_pipeline.core.models import BatchKind, BatchStatus, EssayRole, PairMode, PlannedPair, Winner
+from cj_pipeline.ledger import Lease, Ledger
+from cj_pipeline.ledger import tables as t
+from cj_pipeline.ledger.engine import read_transaction, write_transaction
 from cj_pipeline.ledger.records import (
     AttemptEnd,
     AttemptStart,
@@ -174,3 +181,49 @@ def wave_end(wave: int = 1, *, status: BatchStatus | None = None, **changes: Any
         metadata={"prior_sd": 1.5},
     )
     return replace(base, **changes)
+
+
+# --- steps -----------------------------------------------------------------------------------------------------------
+
+
+def submit(ledger: Ledger, batch_id: str = "b1", **changes: Any) -> None:
+    assert ledger.submit_batch(new_batch(batch_id, **changes))
+
+
+def acquire(ledger: Ledger, batch_id: str = "b1", owner: str = "host:1", seconds: float = 30.0) -> Lease:
+    return Lease.acquire(ledger, batch_id, owner=owner, seconds=seconds)
+
+
+def update_batch(ledger: Ledger, batch_id: str = "b1", **values: Any) -> None:
+    """Set columns of a batch behind the ledger's back."""
+    with write_transaction(ledger.engine) as connection:
+        connection.execute(t.batches.update().where(t.batches.c.batch_id == batch_id).values(**values))
+
+
+def rows(ledger: Ledger) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row of every table."""
+    with read_transaction(ledger.engine) as connection:
+        return {
+            table.name: sorted((tuple(row) for row in connection.execute(sa.select(table))), key=repr)
+            for table in t.metadata.sorted_tables
+        }
+
+
+def at_once(calls: list[Callable[[], Any]]) -> list[Any]:
+    """The results (or errors) of calls made by threads that begin together."""
+    barrier = threading.Barrier(len(calls))
+    results: list[Any] = [None] * len(calls)
+
+    def run(index: int, call: Callable[[], Any]) -> None:
+        barrier.wait()
+        try:
+            results[index] = call()
+        except Exception as error:  # noqa: BLE001 - the caller looks at it
+            results[index] = error
+
+    threads = [threading.Thread(target=run, args=item) for item in enumerate(calls)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return results

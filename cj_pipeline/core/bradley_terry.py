@@ -5,9 +5,17 @@ the information matrix, its covariance and standard errors, the Gaussian prior w
 and the conditions under which a finite estimate exists (Ford 1957; Hunter 2004). Which pairs to judge (`pairing`),
 when to stop (`completion`), summaries and flags (`diagnostics`) and grades (`grades`) live elsewhere.
 
+The prior's width is weighed by the marginal likelihood of the judgments. The plain Laplace approximation of it is off
+by a little for every item that was seen once or twice, which adds up: in a wave of disjoint pairs, whose outcomes say
+nothing about the width at all, it prefers an ever smaller one the more pairs there are. So each pair's factor is
+integrated exactly against the Gaussian that the rest of the fit implies for its difference (a first-order correction in
+the sense of Cseke & Heskes 2011; exact where every item is in one pair).
+
 References:
     Bradley, R. A. & Terry, M. E. (1952). Rank analysis of incomplete block designs: I. The method of paired
         comparisons. Biometrika 39, 324-345.
+    Cseke, B. & Heskes, T. (2011). Approximate marginals in latent Gaussian models. Journal of Machine Learning Research
+        12, 417-454.
     Ford, L. R. (1957). Solution of a ranking problem from binary comparisons. American Mathematical Monthly 64(8),
         part 2, 28-33.
     Hunter, D. R. (2004). MM algorithms for generalized Bradley-Terry models. Annals of Statistics 32, 384-406.
@@ -19,7 +27,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from math import exp, isfinite, log
+from math import exp, isfinite, log, pi
 from typing import Any, Final, Literal, Protocol, cast
 
 import numpy as np
@@ -47,6 +55,10 @@ _LOG_DENSITY_DROP: Final = 10.0
 _LEAST_GRID_POINTS: Final = 11
 # One Newton step from 1e-6 leaves an error of the order of its square.
 _GRID_STEP_TOLERANCE: Final = 1e-6
+# The integral over one pair's difference: the cavity is seen to 9 sd, at points that leave an error below 1e-4.
+_CAVITY_REACH: Final = 9.0
+_QUADRATURE_POINTS: Final = 81
+_PAIRS_AT_ONCE: Final = 4096
 _MAX_ITERATIONS: Final = 200
 _MAX_HALVINGS: Final = 40
 _ITEMS_NAMED: Final = 20
@@ -259,7 +271,7 @@ def fit_bradley_terry(
         n_items: number of items; indices are 0 … n_items - 1. Items without judgments are allowed under a prior.
         weights: (n_judgments,) positive multiplicities; a weight of 2 is the judgment given twice.
         prior_sd: "fitted": scores ~ N(0, σ²) independently, log σ ~ N(log 2, 1), the posterior of σ by the
-            Laplace approximation (Tierney & Kadane 1986) on an adaptive grid; the scores are the mode at
+            corrected Laplace approximation (see the module) on an adaptive grid; the scores are the mode at
             exp(E[log σ]), and their covariance includes their spread over σ. Every item gets a finite score.
             A number: the mode under N(0, prior_sd²), logits. None: maximum likelihood.
 
@@ -304,10 +316,10 @@ def fit_bradley_terry(
     )
 
 
-def laplace_log_marginal_likelihood(
+def log_marginal_likelihood(
     winners: ArrayLike, losers: ArrayLike, n_items: int, *, prior_sd: float, weights: ArrayLike | None = None
 ) -> float:
-    """Laplace approximation of log P(judgments | prior_sd), the scores integrated out.
+    """log P(judgments | prior_sd), the scores integrated out: Laplace, with every pair's own factor integrated exactly.
 
     log P ≈ log L(s) - |s|²/(2σ²) - n log σ - ½ log det H, with s the mode under N(0, σ²) and H the information
     matrix plus 1/σ² (Tierney & Kadane 1986); the powers of 2π cancel.
@@ -316,7 +328,7 @@ def laplace_log_marginal_likelihood(
     """
     pairs = _aggregate(winners, losers, n_items, weights)
     width = _checked_width(prior_sd)
-    return _laplace(pairs, width, np.zeros(pairs.n_items))[0]
+    return _log_marginal(pairs, width, np.zeros(pairs.n_items))[0]
 
 
 def compute_bt_scores_and_se(
@@ -625,11 +637,61 @@ def _find_mode(pairs: PairCounts, precision: float, start: FloatArray, tolerance
     return _Mode(scores, objective(scores), information, iterations, converged)
 
 
-def _laplace(pairs: PairCounts, prior_sd: float, start: FloatArray) -> tuple[float, _Mode]:
-    """Laplace log marginal likelihood at one prior width, and the mode it was taken at."""
+def _log_marginal(pairs: PairCounts, prior_sd: float, start: FloatArray) -> tuple[float, _Mode]:
+    """Corrected Laplace log marginal likelihood at one prior width, and the mode it was taken at."""
     mode = _find_mode(pairs, prior_sd**-2, start, _GRID_STEP_TOLERANCE)
-    log_marginal = mode.objective - pairs.n_items * log(prior_sd) - 0.5 * mode.information.log_determinant()
-    return log_marginal, mode
+    laplace = mode.objective - pairs.n_items * log(prior_sd) - 0.5 * mode.information.log_determinant()
+    return laplace + _pair_correction(pairs, mode), mode
+
+
+def _pair_correction(pairs: PairCounts, mode: _Mode) -> float:
+    """Sum over pairs of log(exact / Laplace) for the pair's own factor, the rest of the fit held Gaussian.
+
+    At the mode a pair's difference has mean η and variance V, of which its own factor contributes the precision W and
+    the slope g. Taking these away leaves the cavity N(η - C g, C), C = 1 / (1/V - W): what the prior and all other
+    pairs say. Against it the factor's integral is known exactly, and so is that of its Gaussian stand-in.
+    """
+    if not len(pairs.first):
+        return 0.0
+    # a shift common to a component cancels in differences, so the stiffened inverse serves
+    inverse = mode.information.solve(np.eye(pairs.n_items))
+    variance = np.diag(inverse)[pairs.first] + np.diag(inverse)[pairs.second] - 2.0 * inverse[pairs.first, pairs.second]
+    difference = mode.scores[pairs.first] - mode.scores[pairs.second]
+    total = 0.0
+    for rows in np.array_split(np.arange(len(pairs.first)), 1 + len(pairs.first) // _PAIRS_AT_ONCE):
+        total += float(
+            _log_factor_ratio(difference[rows], variance[rows], pairs.first_wins[rows], pairs.second_wins[rows]).sum()
+        )
+    return total
+
+
+def _log_factor_ratio(difference: FloatArray, variance: FloatArray, wins: FloatArray, losses: FloatArray) -> FloatArray:
+    """(k,) log(exact / Laplace) of k factors σ(x)^wins σ(-x)^losses; see `_pair_correction`.
+
+    The trapezoidal rule on x = mean + sd·sinh(t): close together where the posterior is, and far enough out to see all
+    of the cavity. For an analytic integrand that decays at both ends it converges exponentially in the spacing.
+    """
+    win, lose = np.exp(-np.logaddexp(0.0, -difference)), np.exp(-np.logaddexp(0.0, difference))
+    precision, slope = (wins + losses) * win * lose, wins * lose - losses * win
+    cavity = 1.0 / np.maximum(1.0 / variance - precision, 1e-9 / variance)
+    centre = difference - cavity * slope
+    scale = np.sqrt(variance)
+    reach = np.arcsinh((_CAVITY_REACH * np.sqrt(cavity) + np.abs(difference - centre)) / scale)
+    t = np.linspace(-1.0, 1.0, _QUADRATURE_POINTS) * reach[:, None]
+    x = difference[:, None] + scale[:, None] * np.sinh(t)
+    exponent = (
+        -wins[:, None] * np.logaddexp(0.0, -x)
+        - losses[:, None] * np.logaddexp(0.0, x)
+        - 0.5 * (x - centre[:, None]) ** 2 / cavity[:, None]
+        + np.log(scale[:, None] * np.cosh(t))
+    )
+    top = exponent.max(axis=1)
+    spacing = 2.0 * reach / (_QUADRATURE_POINTS - 1)
+    exact = top + np.log(np.exp(exponent - top[:, None]).sum(axis=1) * spacing) - 0.5 * np.log(2.0 * pi * cavity)
+    at_mode = -wins * np.logaddexp(0.0, -difference) - losses * np.logaddexp(0.0, difference)
+    gaussian = at_mode + 0.5 * np.log(variance / cavity) - 0.5 * (difference - centre) ** 2 / cavity
+    ratio: FloatArray = exact - gaussian
+    return ratio
 
 
 def _root(values: Any) -> FloatArray:
@@ -689,7 +751,7 @@ def _width_posterior(pairs: PairCounts) -> _WidthPosterior:
 
     def explore(offset: float, start: FloatArray) -> None:
         nonlocal iterations
-        log_marginal, mode = _laplace(pairs, exp(_HYPER_MEAN + offset), start)
+        log_marginal, mode = _log_marginal(pairs, exp(_HYPER_MEAN + offset), start)
         log_density[offset] = log_marginal - 0.5 * offset**2
         scores[offset] = mode.scores
         iterations += mode.iterations

@@ -1,10 +1,13 @@
 """The inbox: a batch folder dropped there is claimed by rename, read in a run, and moved to accepted/ or rejected/.
 
-`inbox/NAME/` (dropped) → `inbox/claimed/NAME@MOMENT/` → `inbox/accepted/NAME/` or `inbox/rejected/NAME/` + `error.txt`.
-The moment makes each claim one of its kind, however often a name is dropped. What a batch folder must look like is
-`workflow.intake`'s business.
+`inbox/NAME/` (dropped) → `inbox/claimed/CLAIM/NAME/` → `inbox/accepted/NAME/` or `inbox/rejected/NAME/` + `error.txt`.
+A claim is called after the folder and the moment, so it is one of its kind however often a name is dropped, and can be
+shown and logged whatever the folder is called. The folder keeps its name, which may be the batch's id. What a batch
+folder must look like is `workflow.intake`'s business.
 """
 
+import contextlib
+import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +26,7 @@ from cj_pipeline.workflow.registration import submit_batch
 CLAIMED: Final = "claimed"
 ACCEPTED: Final = "accepted"
 REJECTED: Final = "rejected"
+ERROR_FILE: Final = "error.txt"
 _RESERVED: Final = {CLAIMED, ACCEPTED, REJECTED}
 
 
@@ -50,14 +54,16 @@ def claim_settled_folders(settings: CJSettings, *, now: float | None = None) -> 
             continue
         if not (folder / "batch.yaml").is_file() or moment - _newest_change(folder) < settings.inbox_settle_seconds:
             continue
-        claims.append(_move(folder, inbox / CLAIMED, f"{folder.name}@{_moment()}").name)
+        claims.append(_claim(folder, inbox / CLAIMED))
     return claims
 
 
 def open_claims(settings: CJSettings) -> list[str]:
-    """The claimed folders that no run has finished with, by name."""
+    """The claims that no run has finished with, by name."""
     claimed = settings.inbox_dir / CLAIMED
-    return sorted(folder.name for folder in claimed.iterdir() if folder.is_dir()) if claimed.is_dir() else []
+    if not claimed.is_dir():
+        return []
+    return sorted(claim.name for claim in claimed.iterdir() if claim.is_dir() and _folders(claim))
 
 
 def ingest_claimed(settings: CJSettings, ledger: Ledger, instance: DagsterInstance, claim: str) -> Ingestion:
@@ -66,15 +72,15 @@ def ingest_claimed(settings: CJSettings, ledger: Ledger, instance: DagsterInstan
     Raises:
         InputError: there is no such claim.
     """
-    folder = settings.inbox_dir / CLAIMED / claim
-    if Path(claim).name != claim or not folder.is_dir():
-        raise InputError(f"no claimed folder {claim[:80]!r} in {settings.inbox_dir / CLAIMED}")
+    folder = _claimed_folder(settings, claim)
+    # the reason of an earlier rejection is no essay
+    (folder / ERROR_FILE).unlink(missing_ok=True)
     try:
         submission = submit_batch(ledger, settings, read_batch(folder))
     except CJError as error:
         return reject_claim(settings, claim, str(error))
     add_partitions(instance, [submission.batch_id])
-    _move(folder, settings.inbox_dir / ACCEPTED, _dropped_name(claim))
+    _move(folder, settings.inbox_dir / ACCEPTED)
     known = "" if submission.created else " (it was there already, with the same content)"
     return Ingestion(
         accepted=True,
@@ -85,30 +91,57 @@ def ingest_claimed(settings: CJSettings, ledger: Ledger, instance: DagsterInstan
 
 
 def reject_claim(settings: CJSettings, claim: str, reason: str) -> Ingestion:
-    """Move a claimed folder to rejected/, with the reason beside its files."""
-    folder = _move(settings.inbox_dir / CLAIMED / claim, settings.inbox_dir / REJECTED, _dropped_name(claim))
-    (folder / "error.txt").write_text(f"{reason}\n", encoding="utf-8")
+    """Move a claimed folder to rejected/, with the reason beside its files.
+
+    Raises:
+        InputError: there is no such claim.
+    """
+    folder = _move(_claimed_folder(settings, claim), settings.inbox_dir / REJECTED)
+    (folder / ERROR_FILE).write_text(f"{reason}\n", encoding="utf-8")
     return Ingestion(
-        accepted=False, batch_id=None, message=f"{claim} was rejected, see {folder / 'error.txt'}: {reason}"
+        accepted=False, batch_id=None, message=f"{claim} was rejected, see {ERROR_FILE} in {folder.name!a}: {reason}"
     )
 
 
 def _newest_change(folder: Path) -> float:
-    return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+    newest = folder.lstat().st_mtime
+    for path in folder.rglob("*"):
+        # a copy in progress renames its files
+        with contextlib.suppress(FileNotFoundError):
+            newest = max(newest, path.lstat().st_mtime)
+    return newest
 
 
-def _dropped_name(claim: str) -> str:
-    return claim.rsplit("@", 1)[0]
+def _claim(folder: Path, claimed: Path) -> str:
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.name)[:60]
+    claim = f"{readable}@{_moment()}"
+    (claimed / claim).mkdir(parents=True)
+    folder.rename(claimed / claim / folder.name)
+    return claim
+
+
+def _claimed_folder(settings: CJSettings, claim: str) -> Path:
+    if claim not in open_claims(settings):
+        raise InputError(f"no claimed folder {claim[:80]!r} in {settings.inbox_dir / CLAIMED}")
+    return _folders(settings.inbox_dir / CLAIMED / claim)[0]
+
+
+def _folders(claim: Path) -> list[Path]:
+    return [path for path in claim.iterdir() if path.is_dir()]
 
 
 def _moment() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
 
 
-def _move(folder: Path, to: Path, name: str) -> Path:
-    """Move a folder into another; a name that is taken gets the moment as a suffix, so nothing is overwritten."""
+def _move(folder: Path, to: Path) -> Path:
+    """Move a folder out of its claim; a name that is taken gets the moment as a suffix, so nothing is overwritten."""
     to.mkdir(parents=True, exist_ok=True)
-    target = to / name
+    target = to / folder.name
     while target.exists():
-        target = to / f"{name}.{_moment()}"
-    return folder.rename(target)
+        # cut, because file systems take 255 bytes
+        target = to / f"{folder.name[:50]}.{_moment()}"
+    moved = folder.rename(target)
+    with contextlib.suppress(OSError):  # an empty claim is none
+        folder.parent.rmdir()
+    return moved

@@ -24,7 +24,8 @@ from cj_pipeline.ledger.records import (
     Registration,
 )
 from cj_pipeline.settings import CJSettings, effective_tunables, resolve_budget
-from cj_pipeline.workflow.intake import AssignmentRequest, BatchRequest, text_sha256, word_count
+from cj_pipeline.workflow.documents import text_sha256, word_count
+from cj_pipeline.workflow.intake import AssignmentRequest, BatchRequest
 
 DEFAULT_JUDGE = "cj-generic"
 

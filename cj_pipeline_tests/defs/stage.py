@@ -11,20 +11,35 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import polars as pl
-from dagster import DagsterInstance, Definitions, ExecuteInProcessResult, JobDefinition
+import pytest
+from dagster import (
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    Definitions,
+    ExecuteInProcessResult,
+    JobDefinition,
+)
+from dagster._core.remote_origin import (
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from cj_pipeline.defs.io_managers import LakeIOManager
 from cj_pipeline.defs.resources import CJResource
-from cj_pipeline.judges.catalogue import open_judge
 from cj_pipeline.judges.simulated import SimulatedJudge, load_profiles
 from cj_pipeline.ledger import Ledger
 from cj_pipeline.ledger.records import BatchRecord
@@ -59,6 +74,16 @@ class Stage:
         self._settings = dict(settings or {})
         for name in ("dagster.yaml", "workspace.yaml"):
             shutil.copyfile(ROOT / name, home / name)
+
+    @classmethod
+    def alone(cls, home: Path, monkeypatch: pytest.MonkeyPatch) -> "Stage":
+        """A stage whose project is also this process's: nobody's own settings are in force."""
+        for name in list(os.environ):
+            if name.startswith(("CJ_", "DAGSTER_")) and name != "CJ_TESTS_NO_SKIPS":
+                monkeypatch.delenv(name)
+        stage = cls(home)
+        monkeypatch.chdir(home)
+        return stage
 
     @property
     def environment(self) -> dict[str, str]:
@@ -99,8 +124,11 @@ class Stage:
             yield instance
 
     def register_demo(self) -> None:
-        with self.ledger() as ledger:
-            register_assignment(ledger, read_assignment(DEMO / "assignment"))
+        """A ledger with the demo's assignment, unless there is a ledger already."""
+        path = self.data_dir / "outputs" / "ledger.sqlite"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(_ledger_with_the_demo_assignment())
 
     def submit_demo(
         self, batch_id: str = "demo", *, students: int = 12, settings: Mapping[str, Any] | None = None, **overrides: Any
@@ -114,17 +142,25 @@ class Stage:
 
     def judge(self, batch_id: str, *, failing: bool = False, **settings: Any) -> None:
         """Advance a batch without Dagster; with `failing`, by a judge whose every answer is malformed."""
+        profile = load_profiles()[self.batch(batch_id).judge_profile]
+        malformed = SimulatedJudge(profile, seed=1, error_rates={"malformed_answer": 1.0})
         with self.ledger() as ledger:
-            rates = {"malformed_answer": 1.0} if failing else None
-            profile = load_profiles()[ledger.batch(batch_id).judge_profile]
-            judge = SimulatedJudge(profile, seed=1, error_rates=rates) if failing else open_judge(profile.name, seed=1)
-            advance_batch(ledger, batch_id, load_settings(data_dir=self.data_dir, **settings), judge=judge)
+            stated = load_settings(data_dir=self.data_dir, **settings)
+            advance_batch(ledger, batch_id, stated, judge=malformed if failing else None)
 
     def run(self, instance: DagsterInstance, job: str, batch_id: str) -> ExecuteInProcessResult:
         """Execute a job in this process, on the real definitions with this stage's ledger and lake."""
         instance.add_dynamic_partitions("cj_batch", [batch_id])
         return self.job(job).execute_in_process(
             instance=instance, partition_key=batch_id, raise_on_error=False, run_config=QUIET
+        )
+
+    def leave_run(
+        self, instance: DagsterInstance, job: str, status: DagsterRunStatus, *, tags: Mapping[str, str], **fields: Any
+    ) -> DagsterRun:
+        """A run in the instance's records in `status`, behind which there is no process."""
+        return instance.create_run_for_job(
+            self.job(job), status=status, tags=tags, remote_job_origin=_origin(job), **fields
         )
 
     def definitions(self) -> Definitions:
@@ -240,6 +276,23 @@ class Webserver:
             answer = json.loads(response.read())
         assert "errors" not in answer, answer["errors"]
         return answer["data"]
+
+
+def _origin(job: str) -> RemoteJobOrigin:
+    """Where the daemon finds a job, which a queued run must say."""
+    target = LoadableTargetOrigin(module_name="cj_pipeline.definitions")
+    location = ManagedGrpcPythonEnvCodeLocationOrigin(loadable_target_origin=target, location_name="cj_pipeline")
+    return RemoteJobOrigin(RemoteRepositoryOrigin(location, "__repository__"), job)
+
+
+@cache
+def _ledger_with_the_demo_assignment() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ledger.sqlite"
+        ledger = Ledger.open(f"sqlite:///{path}")
+        register_assignment(ledger, read_assignment(DEMO / "assignment"))
+        ledger.close()
+        return path.read_bytes()
 
 
 def demo_folder(folder: Path, *, students: int = 12, **batch_yaml: Any) -> Path:

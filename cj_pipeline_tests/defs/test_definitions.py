@@ -18,8 +18,8 @@ from dagster import (
     in_process_executor,
 )
 
-from cj_pipeline.defs.partitions import CJ_BATCH
 from cj_pipeline.definitions import build_definitions, defs
+from cj_pipeline.defs.partitions import CJ_BATCH
 from cj_pipeline.workflow import frames
 from cj_pipeline_tests.defs.stage import ROOT, Stage
 

@@ -1,4 +1,4 @@
-"""Real processes: `cj ui` with its webserver and daemon, run workers that are killed, and batches that go on by themselves."""
+"""Real processes: `cj ui` with webserver and daemon, processes that are killed, and batches that go on by themselves."""
 
 import re
 import time
@@ -119,9 +119,7 @@ def test_a_dropped_folder_ends_as_published_grades_and_a_bad_one_is_rejected_bes
 
     error = stage.inbox / "rejected" / "bad" / "error.txt"
     accepted = stage.inbox / "accepted" / "good"
-    wait_until(
-        lambda: error.is_file() and accepted.is_dir(), seconds=PATIENCE, what=lambda: stage.log("cj")[-3000:]
-    )
+    wait_until(lambda: error.is_file() and accepted.is_dir(), seconds=PATIENCE, what=lambda: stage.log("cj")[-3000:])
     assert "nowhere" in error.read_text(encoding="utf-8")
     wait_until_published(stage, "dropped")
 
@@ -243,4 +241,3 @@ def test_ending_the_ui_mid_batch_loses_no_answer_and_leaves_no_process_behind(tm
         wait_until(lambda: not stage.processes(), seconds=90, what=lambda: str(stage.processes()))
     assert set(attempts(stage, "evening")) == {"judged"}
     assert stage.batch("evening").hold_reason is None
-

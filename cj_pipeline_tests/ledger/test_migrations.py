@@ -19,7 +19,15 @@ from cj_pipeline.core.errors import CJError
 from cj_pipeline.core.models import BatchStatus, EssayRole, Winner
 from cj_pipeline.ledger import Lease, Ledger, LedgerSchemaError
 from cj_pipeline.ledger import tables as t
-from cj_pipeline.ledger.engine import HEAD, current_revision, known_revisions, make_engine, upgrade, write_transaction
+from cj_pipeline.ledger.engine import (
+    HEAD,
+    VERSION_TABLE,
+    current_revision,
+    known_revisions,
+    make_engine,
+    upgrade,
+    write_transaction,
+)
 from cj_pipeline_tests.builders import judged, new_batch, start, wave_plan
 
 TABLES_OF_0001 = [
@@ -240,7 +248,7 @@ def schema(engine):
     inspector = sa.inspect(engine)
     found = {}
     for table in inspector.get_table_names():
-        if table == "cj_alembic_version":
+        if table == VERSION_TABLE:
             continue
         found[table] = {
             "columns": {
@@ -356,7 +364,7 @@ def test_a_batch_interrupted_under_the_first_schema_goes_on_under_this_one(old_e
 def test_the_migrated_schema_is_the_one_the_program_declares(old_engine):
     upgrade(old_engine)
     with old_engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "version_table": VERSION_TABLE})
         assert compare_metadata(context, t.metadata) == []
 
 
@@ -371,24 +379,25 @@ def test_the_migrated_schema_is_down_to_checks_and_defaults_the_one_created_dire
     assert schema(old_engine) == migrated
 
 
-@pytest.mark.parametrize(
-    ("change", "constraint"),
-    [
-        ("winner = 'x'", "winner_known"),
-        ("winner = NULL", "judged_has_winner"),
-        ("status = 'planned'", "judged_has_winner"),
-        ("status = 'odd', winner = NULL", "status_known"),
-        ("confidence = 6", "confidence_range"),
-        ("essay_b = essay_a", "two_essays"),
-        ("essay_b = 'nobody'", "(?i)foreign key"),
-        ("pair_mode = 'odd'", "pair_mode_known"),
-    ],
-)
-def test_the_constraints_of_migrated_comparisons_refuse_bad_rows(old_engine, change, constraint):
+BAD_CHANGES = [
+    ("winner = 'x'", "winner_known"),
+    ("winner = NULL", "judged_has_winner"),
+    ("status = 'planned'", "judged_has_winner"),
+    ("status = 'odd', winner = NULL", "status_known"),
+    ("confidence = 6", "confidence_range"),
+    ("essay_b = essay_a", "two_essays"),
+    ("essay_b = 'nobody'", "(?i)foreign key"),
+    ("pair_mode = 'odd'", "pair_mode_known"),
+]
+
+
+def test_the_constraints_of_migrated_comparisons_refuse_bad_rows(old_engine, subtests):
     upgrade(old_engine)
-    update = f"UPDATE comparisons SET {change} WHERE batch_id = 'done' AND comparison_id = 'w00001-c00001'"
-    with pytest.raises(sa.exc.IntegrityError, match=constraint), write_transaction(old_engine) as connection:
-        connection.execute(sa.text(update))
+    for change, constraint in BAD_CHANGES:
+        update = f"UPDATE comparisons SET {change} WHERE batch_id = 'done' AND comparison_id = 'w00001-c00001'"
+        refused = pytest.raises(sa.exc.IntegrityError, match=constraint)
+        with subtests.test(change), refused, write_transaction(old_engine) as connection:
+            connection.execute(sa.text(update))
 
 
 def test_a_migrated_comparison_may_be_withdrawn(old_engine):
@@ -522,6 +531,20 @@ def test_a_fresh_postgresql_database_is_refused_until_it_is_upgraded(empty_url):
     ledger.close()
 
 
+def test_a_ledger_may_share_its_database_with_another_program_that_alembic_migrates(empty_url):
+    engine = make_engine(empty_url)
+    with write_transaction(engine) as connection:
+        connection.execute(sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
+        connection.execute(sa.text("INSERT INTO alembic_version VALUES ('theirs')"))
+    upgrade(engine)
+    ledger = Ledger.open(empty_url)
+    assert ledger.submit_batch(new_batch())
+    ledger.close()
+    with engine.connect() as connection:
+        assert connection.execute(sa.text("SELECT version_num FROM alembic_version")).all() == [("theirs",)]
+    engine.dispose()
+
+
 def test_upgrades_at_the_same_time_wait_for_each_other(empty_url):
     engines = [make_engine(empty_url) for _ in range(3)]
     with ThreadPoolExecutor(3) as pool:
@@ -531,33 +554,34 @@ def test_upgrades_at_the_same_time_wait_for_each_other(empty_url):
         engine.dispose()
 
 
-OPEN_WHEN_TOLD = """
-import sys
+OPEN_IN_SIX_PROCESSES = """
+import os, sys
 from cj_pipeline.ledger import Ledger
 from cj_pipeline.ledger.engine import known_revisions
-known_revisions()  # the slow imports
-print("ready", flush=True)
-sys.stdin.readline()
-ledger = Ledger.open(sys.argv[1])
-print(len(ledger.batches()), flush=True)
-ledger.close()
+
+known_revisions()  # the slow imports, once
+wait, go = os.pipe()
+children = []
+for _ in range(6):
+    child = os.fork()
+    if child == 0:
+        os.close(go)
+        os.read(wait, 1)  # until every end is closed
+        ledger = Ledger.open(sys.argv[1])
+        ledger.batches()
+        ledger.close()
+        os._exit(0)
+    children.append(child)
+os.close(go)
+print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
 """
 
 
 def test_six_processes_may_use_a_fresh_sqlite_ledger_first(tmp_path):
     url = f"sqlite:///{tmp_path / 'new' / 'ledger.sqlite'}"
-    command = [sys.executable, "-c", OPEN_WHEN_TOLD, url]
-    processes = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(6)
-    ]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    results = [(*process.communicate(timeout=60), process.returncode) for process in processes]
-    assert results == [("0\n", "", 0)] * 6
+    command = [sys.executable, "-c", OPEN_IN_SIX_PROCESSES, url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.stderr) == ("[0, 0, 0, 0, 0, 0]\n", "")
     engine = make_engine(url)
     assert current_revision(engine) == HEAD
     engine.dispose()

@@ -8,7 +8,7 @@ import polars as pl
 from dagster import MetadataValue, TableColumn, TableColumnConstraints, TableSchema
 
 from cj_pipeline.ledger.records import BatchRecord
-from cj_pipeline.reports.figures import markdown_table
+from cj_pipeline.reports.markdown import markdown_table
 from cj_pipeline.workflow.frames import Table
 
 OWNERS: Final = ["team:assessment"]

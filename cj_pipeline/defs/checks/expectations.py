@@ -23,7 +23,7 @@ from dagster import (
 from cj_pipeline.core.models import ESSAY_ID_PATTERN, MAX_ESSAY_CHARACTERS, ComparisonStatus, PairMode, Winner
 from cj_pipeline.defs.partitions import CJ_BATCH
 from cj_pipeline.defs.resources import CJResource, plain_errors
-from cj_pipeline.reports.figures import markdown_table
+from cj_pipeline.reports.markdown import markdown_table
 
 Severity = Literal["critical", "warning", "info"]
 _NODE_ID_PATTERN: Final = ESSAY_ID_PATTERN.replace("{0,127}", "{0,159}")
