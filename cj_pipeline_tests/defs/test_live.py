@@ -1,4 +1,4 @@
-"""Real processes: `cj ui` with webserver and daemon, processes that are killed, and batches that go on by themselves."""
+"""Real processes: `cj ui` with webserver and daemon; what is killed, stopped or cut off, and what goes on by itself."""
 
 import re
 import time

@@ -96,17 +96,6 @@ def test_every_batch_that_needs_a_run_is_launched_in_the_same_tick(stage: Stage,
     assert keys(tick(stage, instance)) == ["b:1", "d:1"]
 
 
-def test_what_a_tick_yields_passes_dagsters_own_validation(stage: Stage, instance: DagsterInstance) -> None:
-    repository = stage.definitions().get_repository_def()
-    with build_sensor_context(
-        instance=instance, repository_def=repository, resources={"cj": stage.cj}, sensor_name="continue_batch_sensor"
-    ) as context:
-        outcome = continue_batch_sensor.evaluate_tick(context)
-    (request,) = outcome.run_requests or []
-    assert (request.job_name, request.partition_key) == ("assess_batch_job", BATCH)
-    assert request.tags["dagster/partition"] == BATCH
-
-
 def test_missing_partitions_are_repaired(stage: Stage, instance: DagsterInstance) -> None:
     stage.submit_demo("c", students=3)
     with stage.ledger() as ledger:

@@ -23,8 +23,9 @@ from cj_pipeline.workflow.registration import Submission, register_assignment, s
 GRADES = ("F+", "E-", "E+", "D-", "D+", "C-", "C+", "B", "A")
 SCALE = "eng5_np_legacy_9_step"
 SEED = 20260101
-ANIMALS = tuple(
-    ["badger", "heron", "lynx", "otter", "walrus", "magpie", "hedgehog", "salmon", "moose", "viper", "toad", "crab"]
+ANIMALS = (
+    *("badger", "heron", "lynx", "otter", "walrus", "magpie"),
+    *("hedgehog", "salmon", "moose", "viper", "toad", "crab"),
 )
 PLACES = ("Bergen", "Tromso", "Lund", "Visby")
 SECRET_WORDS = ("quokka", *ANIMALS, *PLACES)
@@ -141,10 +142,16 @@ def advance(
 
 
 @contextmanager
-def advancing(ledger: Ledger, batch_id: str = "b", **arguments: Any) -> Iterator["Future[Advance]"]:
-    """`advance` in another thread, while the test does something to the batch."""
+def advancing(
+    ledger: Ledger, batch_id: str = "b", *, judge: "Through", **arguments: Any
+) -> Iterator["Future[Advance]"]:
+    """`advance` in another thread, while the test does something to the batch. No thread outlives a failed test."""
     with ThreadPoolExecutor(1) as threads:
-        yield threads.submit(advance, ledger, batch_id, **arguments)
+        try:
+            yield threads.submit(advance, ledger, batch_id, judge=judge, **arguments)
+        finally:
+            if isinstance(judge, Gate):
+                judge.opened.set()
 
 
 def wait_for(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
