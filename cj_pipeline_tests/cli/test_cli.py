@@ -139,7 +139,7 @@ def test_listed_assignments_come_with_commands_to_copy(registered):
     assert "cj submit FOLDER --assignment demo-eng5" in out
     rows = json.loads(registered("assignments", "list", "--anchors", "demo-eng5", "--json")[1])
     assert len(rows) == 12
-    assert {row["grade"] for row in rows} == set(["F+", "E-", "E+", "D-", "D+", "C-", "C+", "B", "A"])
+    assert {row["grade"] for row in rows} == {"F+", "E-", "E+", "D-", "D+", "C-", "C+", "B", "A"}
 
 
 def test_a_bad_batch_lists_every_problem_and_stores_nothing(registered, home):

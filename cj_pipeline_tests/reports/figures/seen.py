@@ -75,6 +75,11 @@ def legend_colours(figure: Figure) -> dict[str, str]:
     }
 
 
+def heading(figure: Figure) -> str:
+    """Everything written on the page outside axes and legends, the small print among it, in one line."""
+    return " ".join(text.get_text() for text in figure.texts)
+
+
 def drawn_texts(figure: Figure) -> list[tuple[str, Any]]:
     """Every text that drawing the figure writes, with its extent in pixels. No pixel is painted: that takes longest."""
     written: list[tuple[str, Any]] = []
@@ -114,4 +119,4 @@ def assert_legible(figure: Figure) -> None:
     assert not outside.any(), f"cropped: {[texts[one] for one in np.flatnonzero(outside)]}"
     before = (boxes[:, None, 2:] <= boxes[None, :, :2]).any(axis=2)
     overlapping = [(texts[one], texts[other]) for one, other in np.argwhere(~(before | before.T)) if one < other]
-    assert not overlapping
+    assert not overlapping, f"overlapping: {overlapping}"

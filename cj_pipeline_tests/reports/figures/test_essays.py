@@ -10,6 +10,7 @@ from cj_pipeline_tests.reports.figures.seen import (
     assert_legible,
     forest,
     graph,
+    heading,
     legend_colours,
     legend_texts,
     part,
@@ -72,22 +73,22 @@ def test_without_projections_anchors_keep_their_grades_ordered_by_score() -> Non
     assert [text for text in legend_texts(figure) if text in SCALE] == known
     students = {to_hex(colour) for colour in part(figure, "students").get_facecolors()}
     assert students == {"#ffffff"}
-    assert "No student has a grade. No grade has been projected." in all_text(figure)
+    assert "No student has a grade. No grade has been projected." in heading(figure)
 
 
 def test_the_reason_for_missing_grades_is_told_in_the_projections_words() -> None:
     scores = made_scores(12)
     projections = made_projections(scores, reason="The batch has no anchors")
-    assert "No student has a grade. The batch has no anchors." in all_text(forest(scores, projections))
+    assert "No student has a grade. The batch has no anchors." in heading(forest(scores, projections))
     some = pl.concat([made_projections(scores).head(10), projections.tail(2)])
-    assert "2 students without a grade. The batch has no anchors." in all_text(forest(scores, some))
+    assert "2 students without a grade. The batch has no anchors." in heading(forest(scores, some))
 
 
 def test_essays_without_a_score_are_counted_and_not_drawn() -> None:
     scores = made_scores(6).with_columns(score=pl.when(pl.col("rank") <= 2).then(None).otherwise("score"))
     figure = forest(scores, EMPTY_PROJECTIONS)
     assert len(points(figure)) == 4
-    assert "2 essays without a score: not drawn." in all_text(figure)
+    assert "2 essays without a score: not drawn." in heading(figure)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from cj_pipeline.reports.figures import forest_plot
 from cj_pipeline.reports.figures.forest import _labelled_rows
-from cj_pipeline_tests.reports.figures.seen import all_text, assert_legible, decoded, forest, part, points
+from cj_pipeline_tests.reports.figures.seen import all_text, assert_legible, decoded, forest, heading, part, points
 from cj_pipeline_tests.reports.made import EMPTY_PROJECTIONS, LONG_IDS, made_projections, made_scores
 
 
@@ -112,16 +112,16 @@ def test_an_essay_without_a_standard_error_has_a_point_and_no_bar(missing: float
     figure = forest(scores, EMPTY_PROJECTIONS)
     assert len(points(figure)) == 6
     assert len(part(figure, "intervals").get_segments()) == 5
-    assert "1 essay without a standard error" in all_text(figure)
+    assert "1 essay without a standard error" in heading(figure)
 
 
 def test_capped_standard_errors_and_unconnected_parts_are_pointed_out() -> None:
-    sound = all_text(forest(made_scores(6), EMPTY_PROJECTIONS))
+    sound = heading(forest(made_scores(6), EMPTY_PROJECTIONS))
     assert "capped" not in sound and "parts" not in sound
     scores = made_scores(6).with_columns(
         se_uncapped=pl.when(pl.col("rank") == 1).then(9.0).otherwise("se_uncapped"),
         component=pl.when(pl.col("rank") < 3).then(1).otherwise(0),
     )
-    written = all_text(forest(scores, EMPTY_PROJECTIONS))
+    written = heading(forest(scores, EMPTY_PROJECTIONS))
     assert "The standard error of 1 essay is capped" in written
     assert "fall into 2 parts" in written
