@@ -149,13 +149,18 @@ def submit(
     max_comparisons: Annotated[int | None, typer.Option(help="The batch's budget, in comparisons.", min=1)] = None,
     judge: Annotated[str | None, typer.Option(help="Judge profile, e.g. cj-generic (simulated).")] = None,
     kind: Annotated[BatchKind | None, typer.Option(help="What the batch is for.")] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(help="A setting the batch brings along, as NAME=VALUE, e.g. judge_concurrency=8. Repeatable."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Submit a batch of essays. Essay ids are shown in results: use pseudonyms, never names."""
     from cj_pipeline.defs.partitions import add_partitions
     from cj_pipeline.workflow.registration import read_and_submit
 
-    overrides = {} if max_comparisons is None else {"max_comparisons": max_comparisons}
+    overrides: dict[str, Any] = {} if max_comparisons is None else {"max_comparisons": max_comparisons}
+    overrides |= dict(_name_and_value(text) for text in override or [])
     with open_ledger() as (settings, ledger), dagster_instance() as instance:
         done = read_and_submit(
             ledger,
@@ -178,6 +183,18 @@ def submit(
     )
     say("essay ids are shown in the UI, in logs and in results: they must be pseudonyms")
     say(f"next: cj run {done.batch_id}   (or leave it to the daemon: make ui)")
+
+
+def _name_and_value(text: str) -> tuple[str, Any]:
+    import yaml
+
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise InputError(f"--override {text[:80]!r}: write NAME=VALUE, e.g. judge_concurrency=8")
+    try:
+        return name.strip().removeprefix("CJ_").lower(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InputError(f"--override {name}: the value cannot be read") from None
 
 
 @app.command()

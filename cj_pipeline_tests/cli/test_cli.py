@@ -191,6 +191,26 @@ def test_a_batch_goes_from_files_to_grades_and_can_be_shown_as_text_and_json(reg
     assert "is done" in out
 
 
+def test_overrides_travel_with_the_batch_and_win_over_the_environment(registered, home, monkeypatch):
+    monkeypatch.setenv("CJ_JUDGE_CONCURRENCY", "3")
+    monkeypatch.setenv("CJ_MAX_JUDGMENT_ATTEMPTS", "7")
+    stated = ("--override", "judge_concurrency=5", "--override", "score_stability_threshold=0.2")
+    assert registered("submit", DEMO / "batch", "--batch-id", "b1", *stated)[0] == 0
+    monkeypatch.setenv("CJ_MAX_JUDGMENT_ATTEMPTS", "9")
+    settings = open_ledger(home).batch("b1").settings
+    assert settings["judge_concurrency"] == 5
+    assert settings["score_stability_threshold"] == 0.2
+    assert settings["max_judgment_attempts"] == 7
+    for bad, named in (
+        ("judge_concurrency=none", "judge_concurrency"),
+        ("nonsense=1", "nonsense"),
+        ("x", "NAME=VALUE"),
+    ):
+        code, _, err = registered("submit", DEMO / "batch", "--batch-id", "b2", "--override", bad)
+        assert code == 2
+        assert named in err
+
+
 def test_positions_add_up_to_the_planned_comparisons(registered):
     registered("submit", DEMO / "batch", "--batch-id", "b1", "--max-comparisons", 36)
     registered("run", "b1")

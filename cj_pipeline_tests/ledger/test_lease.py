@@ -133,8 +133,20 @@ def test_the_holder_itself_cannot_take_it_twice(ledger):
 def test_leases_of_different_batches_do_not_concern_each_other(ledger):
     submit(ledger, "b1")
     submit(ledger, "b2")
-    acquire(ledger, "b1")
-    assert acquire(ledger, "b2").epoch == 1
+    first, second = acquire(ledger, "b1"), acquire(ledger, "b2")
+    assert second.epoch == 1
+    for lease in (first, second):
+        lease.plan_wave(wave_plan())
+        lease.record([start(C1)])
+    update_batch(ledger, "b2", lease_expires_at=0.0)
+    first.renew()
+    assert ledger.batch("b2").lease_abandoned
+    before = (ledger.batch("b2"), ledger.state("b2"), attempts(ledger, "b2"))
+    first.stop_wave(1)
+    first.finalise(BatchStatus.CANCELLED, "cancelled")
+    first.mark_published(0)
+    first.release()
+    assert (ledger.batch("b2"), ledger.state("b2"), attempts(ledger, "b2")) == before
 
 
 def test_a_released_lease_is_free_at_once(ledger):
@@ -306,13 +318,18 @@ WRITES = {
 }
 
 
-@pytest.mark.parametrize("successor", ["another process", "a process of the same name", "nobody any more"])
+@pytest.mark.parametrize(
+    "successor", ["another process", "a process of the same name", "nobody any more", "nobody since its release"]
+)
 def test_one_who_lost_the_lease_writes_nothing_more(held, ledger, successor, subtests):
     held.record([start(C1)])
-    expire(ledger)
-    taken = acquire(ledger, owner="host:1" if successor == "a process of the same name" else "host:2")
-    if successor == "nobody any more":
-        taken.release()
+    if successor == "nobody since its release":
+        held.release()
+    else:
+        expire(ledger)
+        taken = acquire(ledger, owner="host:1" if successor == "a process of the same name" else "host:2")
+        if successor == "nobody any more":
+            taken.release()
     before = rows(ledger)
     for name, write in WRITES.items():
         with subtests.test(name):

@@ -123,13 +123,13 @@ def test_a_judge_whose_answers_are_never_usable_fails_the_batch(ledger):
 
 
 def test_a_judge_that_refuses_for_good_costs_one_comparison_and_a_better_one_finishes_after_reopening(ledger):
-    submit(ledger, max_comparisons=30)
+    submit(ledger, student_count=6, anchors=5, max_comparisons=70, score_stability_threshold=0.0)
     judge = Through(simulated(provider_rejected=1.0))
     done = advance(ledger, judge=judge)
     assert (done.outcome, done.status, done.stop_reason) == (Outcome.FINAL, BatchStatus.FAILED, "provider_rejected")
     assert len(judge.requests) == 1
     rows = ledger.comparison_records("b")
-    assert Counter(row.status for row in rows) == {"failed": 1, "withdrawn": 11}
+    assert Counter(row.status for row in rows) == {"failed": 1, "withdrawn": 9}
     state = ledger.state("b")
     assert (state.submitted, state.failed, state.pending) == (1, 1, 0)
 
@@ -137,7 +137,7 @@ def test_a_judge_that_refuses_for_good_costs_one_comparison_and_a_better_one_fin
     done = advance(ledger)
     assert (done.outcome, done.status) == (Outcome.FINAL, BatchStatus.COMPLETE_MAX_COMPARISONS)
     state = ledger.state("b")
-    assert (state.submitted, state.judged, state.failed) == (30, 29, 1)
+    assert (state.submitted, state.judged, state.failed) == (70, 69, 1)
     refused = next(row for row in rows if row.status == "failed")
     again = [row for row in record(ledger) if {row[1], row[2]} == {refused.essay_a, refused.essay_b} and row[3] > 1]
     assert again, "the pair of the refused comparison was not planned again"
@@ -273,7 +273,7 @@ batches = st.fixed_dictionaries(
     }
 )
 quick = hypothesis_settings(
-    max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 errors = st.sampled_from([{}, {"malformed_answer": 0.3}, {"rate_limited": 0.3, "refused": 0.3}])
 
@@ -297,7 +297,7 @@ def test_after_every_wave_of_any_batch_counts_budget_positions_and_attempts_are_
 
 @on_sqlite
 @quick
-@given(batch=batches, error_rates=errors, cuts=st.lists(st.integers(1, 9), max_size=5))
+@given(batch=batches, error_rates=errors, cuts=st.lists(st.integers(1, 9), max_size=3))
 def test_however_a_batch_is_cut_into_runs_its_record_is_the_same(ledger, other_ledger, batch, error_rates, cuts):
     class StopsAt(Through):
         """Asks for a stop with its `last` call and then never answers."""
@@ -460,16 +460,16 @@ def test_a_hold_ends_the_run_with_every_answer_in_flight_kept(ledger, other_ledg
     submit(ledger, judge_concurrency=5)
     submit(other_ledger)
     advance(other_ledger)
-    judge = Gate(first=20)
+    judge = Gate(first=15)
     with advancing(ledger, judge=judge) as run:
         wait_for(lambda: judge.waiting == 5)
         ledger.hold("b", "the school called")
         sent = len(attempts(ledger))
         judge.opened.set()
         assert run.result().outcome is Outcome.HELD
-    assert ledger.attempt_counts("b") == {"judged": 25} and sent == 25
+    assert ledger.attempt_counts("b") == {"judged": 20} and sent == 20
     assert advance(ledger).outcome is Outcome.HELD
-    assert len(attempts(ledger)) == 25
+    assert len(attempts(ledger)) == 20
     ledger.resume("b")
     assert advance(ledger).outcome is Outcome.FINAL
     assert (record(ledger), history(ledger)) == (record(other_ledger), history(other_ledger))
@@ -479,7 +479,7 @@ def test_a_stop_sends_nothing_more_and_collects_what_is_in_flight(ledger, other_
     submit(ledger, judge_concurrency=5)
     submit(other_ledger)
     advance(other_ledger)
-    judge, stop = Gate(first=20), threading.Event()
+    judge, stop = Gate(first=15), threading.Event()
     with advancing(ledger, judge=judge, stop=stop) as run:
         wait_for(lambda: judge.waiting == 5)
         stop.set()
@@ -487,7 +487,7 @@ def test_a_stop_sends_nothing_more_and_collects_what_is_in_flight(ledger, other_
         assert not run.done()
         judge.opened.set()
         assert run.result().outcome is Outcome.INTERRUPTED
-    assert ledger.attempt_counts("b") == {"judged": 25}
+    assert ledger.attempt_counts("b") == {"judged": 20}
     assert not ledger.batch("b").lease_live
     assert advance(ledger).outcome is Outcome.FINAL
     assert (record(ledger), history(ledger)) == (record(other_ledger), history(other_ledger))
@@ -498,12 +498,12 @@ def test_what_outlives_the_grace_period_is_lost_and_bought_again_with_the_same_r
     submit(ledger, judge_concurrency=5)
     submit(other_ledger)
     advance(other_ledger)
-    judge, stop = Gate(first=20), threading.Event()
+    judge, stop = Gate(first=15), threading.Event()
     with advancing(ledger, judge=judge, stop=stop, interrupt_grace_seconds=0) as run:
         wait_for(lambda: judge.waiting == 5)
         stop.set()
         assert run.result().outcome is Outcome.INTERRUPTED
-    assert ledger.attempt_counts("b") == {"judged": 20, "lost": 5}
+    assert ledger.attempt_counts("b") == {"judged": 15, "lost": 5}
     assert ledger.state("b").submitted == 24
     assert advance(ledger).outcome is Outcome.FINAL
     assert (record(ledger), history(ledger)) == (record(other_ledger), history(other_ledger))
@@ -589,7 +589,7 @@ def test_a_holder_that_was_taken_over_ends_and_its_late_answers_change_nothing(l
     submit(ledger, judge_concurrency=5)
     submit(other_ledger)
     advance(other_ledger)
-    judge = Gate(first=20)
+    judge = Gate(first=15)
     with advancing(ledger, judge=judge) as run:
         wait_for(lambda: judge.waiting == 5)
         expire_lease(ledger)
@@ -597,7 +597,7 @@ def test_a_holder_that_was_taken_over_ends_and_its_late_answers_change_nothing(l
             judge.opened.set()
             with pytest.raises(LeaseLostError, match="no longer holds the lease"):
                 run.result()
-            assert ledger.attempt_counts("b") == {"judged": 20, "lost": 5}
+            assert ledger.attempt_counts("b") == {"judged": 15, "lost": 5}
     orphans = ledger.orphan_results("b")
     assert len(orphans) == 5
     assert {(o["reason"], o["source"], o["cost_usd"]) for o in orphans} == {("late", "lease_lost", 0.0)}
@@ -636,12 +636,13 @@ CALM = {
 
 @on_sqlite
 def test_diagnostics_change_no_decision(ledger, other_ledger):
-    batch = {"max_comparisons": 300, "score_stability_threshold": 0.3, "comparisons_per_stability_check_iteration": 5}
+    # a call in ten fails for good, so that the first wave leaves essays isolated
+    batch = {"max_comparisons": 300, "score_stability_threshold": 0.3, "max_judgment_attempts": 1}
     flags = {}
     for name, where, thresholds in (("alarmed", ledger, ALARMED), ("calm", other_ledger, CALM)):
         reports = []
-        submit(where, student_count=20, **batch, **thresholds)
-        advance(where, on_event=reports.append)
+        submit(where, **batch, **thresholds)
+        advance(where, judge=simulated(malformed_answer=0.1), on_event=reports.append)
         flags[name] = [report.flags for report in reports if isinstance(report, WaveReport)]
     assert set(flags["alarmed"][0].values()) == {True}
     assert all(wave["bt_se_inflated"] and wave["comparison_coverage_sparse"] for wave in flags["alarmed"])
@@ -677,7 +678,7 @@ def test_the_judge_reads_two_texts_and_nothing_that_tells_whose_they_are(ledger)
         assert prompt == build_prompt(instructions, text_a, text_b, fence_marker=prompt.fence_marker)
         read = "\n".join([prompt.system, prompt.stable, prompt.essays])
         assert read.index(text_a) < read.index(text_b)
-        around = read.replace(text_a, "").replace(text_b, "").lower()
+        around = read.replace(prompt.fence_marker, "").replace(text_a, "").replace(text_b, "").lower()
         assert "anchor" not in around
         assert "grade" not in around
         assert not re.search(r"(^|\W)([c-f][+-]|k\d\d|pupil|w\d{5}|c\d{5})", around)

@@ -55,6 +55,10 @@ class Finding:
 
 
 _ESSAY_RULES: Final = (
+    # the other rules pass over what is missing
+    Expectation("ExpectColumnValuesToNotBeNull", {"column": "essay_id"}),
+    Expectation("ExpectColumnValuesToNotBeNull", {"column": "text_sha256"}),
+    Expectation("ExpectColumnValuesToNotBeNull", {"column": "word_count"}),
     Expectation("ExpectColumnValuesToBeUnique", {"column": "essay_id"}),
     Expectation("ExpectColumnValuesToMatchRegex", {"column": "essay_id", "regex": _NODE_ID_PATTERN}),
     Expectation("ExpectColumnValuesToBeUnique", {"column": "text_sha256"}),
@@ -78,6 +82,8 @@ ANCHORS_SUITE: Final = (
     Expectation("ExpectColumnUniqueValueCountToBeBetween", {"column": "known_grade", "min_value": 2}, "warning"),
 )
 JUDGMENTS_SUITE: Final = (
+    Expectation("ExpectColumnValuesToNotBeNull", {"column": "comparison_id"}),
+    Expectation("ExpectColumnValuesToNotBeNull", {"column": "status"}),
     Expectation("ExpectColumnValuesToBeUnique", {"column": "comparison_id"}),
     Expectation(
         "ExpectColumnValuesToBeInSet",
@@ -124,11 +130,17 @@ def run_suite(frame: pl.DataFrame, suite: Sequence[Expectation]) -> list[Finding
     for expectation in suite:
         configured = getattr(gxe, expectation.name)(**expectation.arguments, severity=expectation.severity)
         outcome = batch.validate(configured, result_format="BASIC")
-        if outcome.exception_info.get("raised_exception"):
-            raise RuntimeError(f"{expectation.rule}: {outcome.exception_info.get('exception_message')}")
+        if (obstacle := _obstacle(outcome.exception_info or {})) is not None:
+            raise RuntimeError(f"{expectation.rule}: {obstacle}")
         unexpected = int(outcome.result.get("unexpected_count") or 0)
         findings.append(Finding(expectation.rule, expectation.severity, bool(outcome.success), unexpected))
     return findings
+
+
+def _obstacle(exception_info: Mapping[str, Any]) -> str | None:
+    """What kept an expectation from being evaluated; it is told as such, or under each metric that it befell."""
+    told = [exception_info] if "raised_exception" in exception_info else exception_info.values()
+    return next((str(one["exception_message"]) for one in told if one["raised_exception"]), None)
 
 
 def check_result(findings: Sequence[Finding]) -> AssetCheckResult:
