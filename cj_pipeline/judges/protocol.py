@@ -5,11 +5,14 @@ transport and its prompt's wire form. Errors are in `judges.errors`.
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from pydantic import Field
 
 from cj_pipeline.core.models import Value, Winner
+
+SIMULATED_PROVIDER: Final = "simulated"
+"""The provider of every simulated judge, as recorded with its attempts."""
 
 
 class Usage(Value):

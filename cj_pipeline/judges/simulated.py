@@ -34,6 +34,7 @@ from cj_pipeline.judges.errors import (
     TruncatedAnswerError,
 )
 from cj_pipeline.judges.protocol import (
+    SIMULATED_PROVIDER,
     ComparisonPrompt,
     JudgeAnswer,
     JudgeIdentity,
@@ -214,7 +215,9 @@ class SimulatedJudge:
         self._profile = profile
         self._seed = seed
         self._latency = latency
-        self._identity = JudgeIdentity(profile=profile.name, provider="simulated", model=profile.model, simulated=True)
+        self._identity = JudgeIdentity(
+            profile=profile.name, provider=SIMULATED_PROVIDER, model=profile.model, simulated=True
+        )
 
     @property
     def identity(self) -> JudgeIdentity:

@@ -151,6 +151,7 @@ BT_SCORES = Table(
         Column("wins", pl.Int64, "of those, won"),
         Column("losses", pl.Int64, "of those, lost"),
         Column("component", pl.Int64, "connected part of the comparison graph; scores compare within one"),
+        Column("simulated", pl.Boolean, "true if judgments behind the score were simulated"),
     ),
 )
 WAVES = Table(

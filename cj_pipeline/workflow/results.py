@@ -6,6 +6,7 @@ column means is in `workflow.frames`.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,6 +25,7 @@ from cj_pipeline.core.models import (
     Winner,
 )
 from cj_pipeline.core.pairing import positions
+from cj_pipeline.judges.protocol import SIMULATED_PROVIDER
 from cj_pipeline.ledger import Ledger
 from cj_pipeline.ledger.records import BatchRecord
 from cj_pipeline.settings import BatchTunables
@@ -71,7 +73,7 @@ def collect_results(ledger: Ledger, batch_id: str) -> BatchResults:
     return BatchResults(
         batch=batch,
         tables={
-            frames.BATCHES.name: batches_frame(ledger, batch),
+            frames.BATCHES.name: _batches_frame(ledger, batch, comparisons),
             frames.ESSAYS.name: essays,
             frames.COMPARISONS.name: comparisons,
             frames.BT_SCORES.name: scores,
@@ -99,7 +101,13 @@ def judged_count(comparisons: pl.DataFrame) -> int:
 
 def batches_frame(ledger: Ledger, batch: BatchRecord) -> pl.DataFrame:
     """One row about the batch (`frames.BATCHES`)."""
-    state = ledger.state(batch.batch_id)
+    return _batches_frame(ledger, batch, comparisons_frame(ledger, batch.batch_id))
+
+
+def _batches_frame(ledger: Ledger, batch: BatchRecord, comparisons: pl.DataFrame) -> pl.DataFrame:
+    # counted from the same comparisons as the other tables: a batch at work moves between two readings
+    counted = Counter(comparisons["status"].to_list())
+    judged = counted[ComparisonStatus.JUDGED]
     calls = ledger.attempt_counts(batch.batch_id)
     scale = scale_of(ledger, batch)
     return frames.BATCHES.frame(
@@ -112,9 +120,9 @@ def batches_frame(ledger: Ledger, batch: BatchRecord) -> pl.DataFrame:
                 "stop_reason": batch.stop_reason,
                 "grade_scale": None if scale is None else scale.name,
                 "total_budget": batch.total_budget,
-                "submitted": state.submitted,
-                "judged": state.judged,
-                "failed": state.failed,
+                "submitted": counted.total() - counted[ComparisonStatus.WITHDRAWN],
+                "judged": judged,
+                "failed": counted[ComparisonStatus.FAILED],
                 "attempts": sum(calls.values()),
                 "lost_attempts": calls.get("lost", 0),
                 "judge_profile": batch.judge_profile,
@@ -127,7 +135,7 @@ def batches_frame(ledger: Ledger, batch: BatchRecord) -> pl.DataFrame:
                 "settings_json": json.dumps(batch.settings, sort_keys=True),
                 "created_at": batch.created_at,
                 "completed_at": batch.completed_at,
-                "as_of": state.judged,
+                "as_of": judged,
             }
         ]
     )
@@ -224,6 +232,7 @@ def score(batch_id: str, comparisons: pl.DataFrame, essays: pl.DataFrame, tunabl
     grades = dict(zip(ids, essays["known_grade"].to_list(), strict=True))
     anchors = set(essays.filter(pl.col("is_anchor"))["essay_id"].to_list())
     result = compute_bt_scores_and_se(_comparisons(comparisons), ids, tunables, anchor_ids=anchors)
+    simulated = SIMULATED_PROVIDER in comparisons["provider"].to_list()
     return frames.BT_SCORES.frame(
         [
             {
@@ -240,6 +249,7 @@ def score(batch_id: str, comparisons: pl.DataFrame, essays: pl.DataFrame, tunabl
                 "wins": result.wins[essay_id],
                 "losses": result.losses[essay_id],
                 "component": result.components[essay_id],
+                "simulated": simulated,
             }
             for rank, essay_id in enumerate(result.ranking(), start=1)
         ]

@@ -122,6 +122,7 @@ def batch_tables(batch_id: str, as_of: int, *, seed: int = 0, essays: int = 9) -
                 "wins": wins[key["essay_id"]],
                 "losses": losses[key["essay_id"]],
                 "component": 0,
+                "simulated": True,
             }
             for rank, key in enumerate(essay_keys, start=1)
         ],

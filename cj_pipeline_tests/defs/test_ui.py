@@ -100,24 +100,22 @@ def test_the_asset_graph_shows_every_group_and_opens_to_its_assets(page: "Page",
     visit(page, "/asset-groups")
     for group in GROUPS:
         page.get_by_text(group, exact=True).last.wait_for()
-    page.screenshot(path=tmp_path / "asset-graph.png")
+    page.screenshot(path=tmp_path / "asset-graph.png", animations="disabled")
 
     visit(page, "/locations/cj_pipeline/asset-groups/scoring/lineage")
     for asset in ("bt_scores", "bt_se_summary", "bt_quality_flags", "batch_state"):
         page.get_by_text(asset, exact=True).first.wait_for()
-    page.screenshot(path=tmp_path / "scoring.png")
-    assert page.get_by_text("grade_projections", exact=True).count() == 0 or True
-    assert (tmp_path / "asset-graph.png").stat().st_size > 10_000
+    page.screenshot(path=tmp_path / "scoring.png", animations="disabled")
 
 
 def test_a_batch_shows_where_it_stands_and_the_history_of_its_waves_as_a_picture(page: "Page", tmp_path: Path) -> None:
     materialisation(page, "batch_state")
     page.get_by_text("COMPLETE_MAX_COMPARISONS").first.wait_for()
     page.get_by_text("SIMULATED (cj-generic)").first.wait_for()
-    page.screenshot(path=tmp_path / "batch-state.png")
+    page.screenshot(path=tmp_path / "batch-state.png", animations="disabled")
 
     image = open_picture(page, "wave_history")
-    page.screenshot(path=tmp_path / "wave-history.png")
+    page.screenshot(path=tmp_path / "wave-history.png", animations="disabled")
     assert image.get_attribute("alt") == "wave history"
     assert_is_a_drawing(image)
 
@@ -126,7 +124,7 @@ def test_a_batch_shows_where_it_stands_and_the_history_of_its_waves_as_a_picture
 def test_grades_are_shown_with_their_pictures(page: "Page", tmp_path: Path, entry: str, alternative: str) -> None:
     materialisation(page, "grade_projections")
     image = open_picture(page, entry)
-    page.screenshot(path=tmp_path / f"{entry}.png")
+    page.screenshot(path=tmp_path / f"{entry}.png", animations="disabled")
     assert image.get_attribute("alt") == alternative
     assert_is_a_drawing(image)
 
@@ -135,7 +133,7 @@ def test_the_grades_are_a_table_people_can_read(page: "Page", tmp_path: Path) ->
     materialisation(page, "grade_projections")
     table = page.locator("tr", has=page.get_by_text("grades", exact=True)).locator("table").first
     table.scroll_into_view_if_needed()
-    page.screenshot(path=tmp_path / "grades.png")
+    page.screenshot(path=tmp_path / "grades.png", animations="disabled")
     rows = table.locator("tbody tr")
     assert rows.count() == 12
     assert {row.split("\t")[0].strip() for row in rows.all_inner_texts()} == {
@@ -146,7 +144,7 @@ def test_the_grades_are_a_table_people_can_read(page: "Page", tmp_path: Path) ->
 def test_the_columns_of_a_table_are_explained(page: "Page", tmp_path: Path) -> None:
     visit(page, "/assets/bt_scores?view=overview")
     page.get_by_text("Bradley–Terry score in logits; scores of a batch sum to zero").first.wait_for()
-    page.screenshot(path=tmp_path / "columns.png")
+    page.screenshot(path=tmp_path / "columns.png", animations="disabled")
     page.get_by_text("assessment", exact=True).first.wait_for()
 
 
@@ -154,4 +152,4 @@ def test_the_checks_of_a_batch_are_shown_as_passed(page: "Page", tmp_path: Path)
     visit(page, "/assets/comparison_graph?view=checks")
     page.get_by_text("batch_succeeded").first.wait_for()
     page.get_by_text("Passed").first.wait_for()
-    page.screenshot(path=tmp_path / "checks.png")
+    page.screenshot(path=tmp_path / "checks.png", animations="disabled")

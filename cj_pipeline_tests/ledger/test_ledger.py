@@ -573,9 +573,14 @@ def test_a_batch_sees_nothing_of_another(ledger):
     submit(ledger, "b1")
     submit(ledger, "b2")
     judge_one_more(ledger, 1, "b1")
-    assert ledger.state("b2").submitted == 0
     assert ledger.comparisons("b2") == ledger.comparison_records("b2") == ledger.waves("b2") == []
+    acquire(ledger, "b2").plan_wave(wave_plan(1, [("s1", "s2")]))  # under the same comparison id as in b1
+    (record,) = ledger.comparison_records("b2")
+    assert (record.status, record.attempts, record.tokens_in, record.submitted_at) == ("planned", 0, 0, None)
+    state = ledger.state("b2")
+    assert (state.submitted, state.judged, state.pending) == (1, 0, 1)
     assert ledger.attempt_counts("b2") == {}
+    assert ledger.orphan_results("b2") == []
     assert ledger.cost_usd("b2") == 0.0
 
 

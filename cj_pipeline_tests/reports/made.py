@@ -39,6 +39,7 @@ def made_scores(count: int, *, anchors: int = 0, ids: list[str] | None = None, *
                 "wins": 5,
                 "losses": 5,
                 "component": 0,
+                "simulated": True,
                 **changes,
             }
         )

@@ -364,6 +364,19 @@ def test_a_retry_asks_the_same_question_in_the_same_order_under_the_next_number(
 
 
 @on_sqlite
+def test_a_judge_is_told_how_often_it_has_met_the_pair_in_this_order(ledger):
+    submit_lower_five(ledger, max_comparisons=100, max_resampling_passes_for_small_net=9)
+    judge = Through()
+    advance(ledger, "lower5", judge=judge)
+    earlier = Counter()
+    told = {request.comparison_id: request.repeat for request in judge.requests}
+    for row in ledger.comparison_records("lower5"):
+        assert told[row.comparison_id] == earlier[row.essay_a, row.essay_b]
+        earlier[row.essay_a, row.essay_b] += 1
+    assert max(told.values()) >= 3
+
+
+@on_sqlite
 def test_a_pair_whose_comparison_failed_is_planned_again(ledger):
     class FailsInWaveOne(Through):
         async def judge(self, request):
