@@ -25,7 +25,8 @@ def configure_logging(log_format: Literal["console", "json"], *, level: int = lo
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        # looked up for each logger: whoever redirects standard error later gets its lines too
+        logger_factory=lambda *_arguments: structlog.PrintLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )
 

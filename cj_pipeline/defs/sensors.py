@@ -29,7 +29,7 @@ from cj_pipeline.defs.inbox import claim_settled_folders, open_claims, reject_cl
 from cj_pipeline.defs.jobs import assess_batch_job, continue_batch_job, ingest_batch_job, job_for
 from cj_pipeline.defs.partitions import add_partitions
 from cj_pipeline.defs.resources import CJResource
-from cj_pipeline.ledger import BatchBusyError, Lease, Ledger
+from cj_pipeline.ledger import BatchBusyError, BatchEndedError, Lease, Ledger
 from cj_pipeline.ledger.records import BatchRecord
 from cj_pipeline.settings import BatchTunables, CJSettings
 from cj_pipeline.workflow.loop import owner_run_id, process_owner
@@ -188,7 +188,7 @@ def end_silent_batch(ledger: Ledger, batch: BatchRecord, settings: CJSettings) -
             decision = decide_silent(state, BatchTunables.model_validate(batch.settings))
             status = decision.status or BatchStatus.FAILED
             lease.finalise(status, decision.reason)
-    except BatchBusyError:
+    except (BatchBusyError, BatchEndedError):
         return None
     return (
         f"batch {batch.batch_id} was silent for {batch.settings['batch_timeout_hours']} h: {status}, {decision.reason}"

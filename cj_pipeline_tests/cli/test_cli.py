@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import structlog
 
 from cj_pipeline.cli import main
 from cj_pipeline.core.models import BatchStatus
@@ -33,7 +34,8 @@ def home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # set by `cj` itself in this process; forgotten again with the fixture
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    return tmp_path
+    yield tmp_path
+    structlog.reset_defaults()  # a command configures logging for its whole process, which here goes on
 
 
 def cj(*arguments, capsys):

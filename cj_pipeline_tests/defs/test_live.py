@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 CONCURRENCY = 4
 BUDGET = 80  # comparisons: some 25 seconds of judging
 MID_BATCH = 15  # judgments after which the drills begin
-PATIENCE = 150.0  # seconds
+PATIENCE = 240.0  # seconds
 SETTINGS = {
     "CJ_SIMULATED_LATENCY": "true",
     "CJ_JUDGE_CONCURRENCY": str(CONCURRENCY),
@@ -110,7 +110,7 @@ def owner_of(stage: Stage, batch_id: str) -> tuple[int, str]:
     return int(found[1]), found[2]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_dropped_folder_ends_as_published_grades_and_a_bad_one_is_rejected_beside_the_reason(
     stage: Stage, ui: Webserver
 ) -> None:
@@ -133,7 +133,7 @@ def test_a_dropped_folder_ends_as_published_grades_and_a_bad_one_is_rejected_bes
         assert "bad" not in {batch.batch_id for batch in ledger.batches()}
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_killed_run_worker_is_replaced_and_nothing_recorded_is_bought_again(
     stage: Stage, ui: Webserver, tmp_path: Path
 ) -> None:
@@ -151,7 +151,7 @@ def test_a_killed_run_worker_is_replaced_and_nothing_recorded_is_bought_again(
     assert killed is DagsterRunStatus.FAILURE
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_killed_daemon_is_started_again_and_the_batch_goes_on(stage: Stage, ui: Webserver, tmp_path: Path) -> None:
     submit(stage, "daemon")
     wait_until_midway(stage, "daemon")
@@ -170,7 +170,7 @@ def test_a_killed_daemon_is_started_again_and_the_batch_goes_on(stage: Stage, ui
     assert "the daemon ended with -9; starting it again" in stage.log("cj")
 
 
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(600)
 def test_terminate_in_the_ui_loses_no_answer_and_holds_the_batch_until_it_is_resumed(
     stage: Stage, ui: Webserver, tmp_path: Path
 ) -> None:
@@ -198,7 +198,7 @@ def test_terminate_in_the_ui_loses_no_answer_and_holds_the_batch_until_it_is_res
     assert_judged_as_if_nothing_had_happened(stage, "terminated", tmp_path, lost=0)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_held_batch_stops_in_its_run_without_losing_an_answer(stage: Stage, ui: Webserver, tmp_path: Path) -> None:
     submit(stage, "held")
     wait_until_midway(stage, "held")
@@ -213,7 +213,7 @@ def test_a_held_batch_stops_in_its_run_without_losing_an_answer(stage: Stage, ui
     assert_judged_as_if_nothing_had_happened(stage, "held", tmp_path, lost=0)
 
 
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(600)
 def test_after_a_power_cut_the_batch_goes_on_as_soon_as_the_ui_is_started_again(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     stage = Stage(tmp_path / "home", SETTINGS)
@@ -229,7 +229,7 @@ def test_after_a_power_cut_the_batch_goes_on_as_soon_as_the_ui_is_started_again(
     assert_judged_as_if_nothing_had_happened(stage, "power", tmp_path, lost=CONCURRENCY)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_ending_the_ui_mid_batch_loses_no_answer_and_leaves_no_process_behind(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     stage = Stage(tmp_path / "home", SETTINGS)

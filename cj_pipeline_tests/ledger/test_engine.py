@@ -170,7 +170,7 @@ def test_the_databases_clock_goes_on_within_a_transaction(ledger):
     with write_transaction(ledger.engine) as connection:
         first = connection.execute(query).scalar_one()
         time.sleep(0.05)
-        assert connection.execute(query).scalar_one() - first == pytest.approx(0.05, abs=0.04)
+        assert connection.execute(query).scalar_one() - first > 0.04
 
 
 # --- revisions -------------------------------------------------------------------------------------------------------

@@ -74,6 +74,11 @@ def attempts(ledger, batch_id="b1"):
         return connection.execute(query).all()
 
 
+def expires_at(ledger):
+    with read_transaction(ledger.engine) as connection:
+        return connection.execute(sa.select(t.batches.c.lease_expires_at)).scalar_one()
+
+
 def statuses(ledger):
     return [comparison.status.value for comparison in ledger.comparisons("b1")]
 
@@ -116,7 +121,7 @@ def test_a_second_process_is_told_who_writes_since_when_and_what_to_do(ledger):
     update_batch(ledger, lease_since=t.batches.c.lease_since - 90)
     with pytest.raises(
         BatchBusyError,
-        match=r"batch b1 is being written by examroom:4711:run=abc since 9[0-9] s .*another (30|29) s "
+        match=r"batch b1 is being written by examroom:4711:run=abc since 9[0-9] s .*another (30|2[0-9]) s "
         r".*--wait.*`cj hold b1`",
     ):
         acquire(ledger, owner="host:2")
@@ -160,8 +165,8 @@ def test_one_who_waits_gets_the_lease_when_it_is_released(ledger):
     submit(ledger)
     lease = acquire(ledger)
     release = threading.Timer(0.3, lease.release)
-    release.start()
     began = time.monotonic()
+    release.start()
     waited = Lease.acquire(ledger, "b1", owner="host:2", seconds=1, wait=30)
     assert 0.25 < time.monotonic() - began < 20
     assert waited.epoch == 2
@@ -180,22 +185,12 @@ def test_waiting_ends_when_its_time_is_up(ledger):
 # --- expiry ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_lease_runs_out_when_its_length_has_passed_without_a_sign_of_life(ledger):
-    submit(ledger)
-    acquire(ledger, seconds=0.4)
-    assert ledger.batch("b1").lease_live
-    time.sleep(0.5)
-    record = ledger.batch("b1")
-    assert (record.lease_live, record.lease_abandoned, record.lease_owner) == (False, True, "host:1")
-    assert acquire(ledger, owner="host:2").epoch == 2
-
-
 def test_expiry_goes_by_the_databases_clock_and_not_by_this_machines(ledger):
     submit(ledger)
     acquire(ledger, seconds=1000)
     shift_clock(ledger, 900)
     assert ledger.batch("b1").lease_live
-    with pytest.raises(BatchBusyError, match=r"another (100|99) s"):
+    with pytest.raises(BatchBusyError, match=r"another (100|9[0-9]) s"):
         acquire(ledger, owner="host:2")
 
 
@@ -203,7 +198,8 @@ def test_a_lease_has_run_out_once_the_databases_clock_says_so(ledger):
     submit(ledger)
     acquire(ledger, seconds=1000)
     shift_clock(ledger, 1001)
-    assert not ledger.batch("b1").lease_live
+    record = ledger.batch("b1")
+    assert (record.lease_live, record.lease_abandoned, record.lease_owner) == (False, True, "host:1")
     assert ledger.claim_launch("b1") == 1
     second = acquire(ledger, owner="host:2", seconds=1000)
     assert second.epoch == 2
@@ -215,7 +211,7 @@ def test_renewing_extends_the_lease_by_its_length_from_now(ledger):
     lease = acquire(ledger, seconds=1000)
     update_batch(ledger, lease_expires_at=t.batches.c.lease_expires_at - 990)
     lease.renew()
-    with pytest.raises(BatchBusyError, match=r"another (1000|999) s"):
+    with pytest.raises(BatchBusyError, match=r"another (1000|99[0-9]) s"):
         acquire(ledger, owner="host:2")
 
 
@@ -230,21 +226,22 @@ def test_a_lease_that_ran_out_but_was_not_taken_is_still_its_holders(ledger):
 
 def test_a_lease_in_use_is_renewed_past_its_length(ledger):
     submit(ledger)
-    with acquire(ledger, seconds=0.9) as lease:
-        deadline = time.monotonic() + 2.0
-        while time.monotonic() < deadline:
-            with pytest.raises(BatchBusyError):
-                acquire(ledger, owner="host:2")
-            time.sleep(0.1)
-        lease.check_fresh()
-    assert acquire(ledger, owner="host:2").epoch == 2
+    with acquire(ledger, seconds=0.6) as lease:
+        first = expires_at(ledger)
+        deadline = time.monotonic() + 30
+        while expires_at(ledger) <= first + lease.seconds and time.monotonic() < deadline:
+            time.sleep(0.02)
+        # so it was renewed after the moment at which it would have run out
+        assert expires_at(ledger) > first + lease.seconds
+        assert not lease.lost
+    assert ledger.batch("b1").lease_owner is None
 
 
 def test_a_holder_without_a_sign_of_life_for_its_lease_stops_by_itself(ledger):
     submit(ledger)
-    lease = acquire(ledger, seconds=0.2)
+    lease = acquire(ledger, seconds=1)
     lease.check_fresh()
-    time.sleep(0.25)
+    time.sleep(1.05)
     with pytest.raises(LeaseLostError, match=r"batch b1: this process \(host:1\) no longer holds the lease"):
         lease.check_fresh()
     lease.renew()

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from filelock import FileLock
 
 import cj_pipeline.ledger.migrations
 from cj_pipeline.core.errors import CJError
@@ -552,6 +553,20 @@ def test_upgrades_at_the_same_time_wait_for_each_other(empty_url):
     assert {current_revision(engine) for engine in engines} == {HEAD}
     for engine in engines:
         engine.dispose()
+
+
+def test_a_sqlite_upgrade_waits_for_another_process_that_migrates(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    engine = make_engine(f"sqlite:///{path}")
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(f"{path}.migrate.lock"):
+            done = pool.submit(upgrade, engine)
+            with pytest.raises(TimeoutError):
+                done.result(timeout=0.3)
+            assert current_revision(engine) is None
+        done.result(timeout=60)
+    assert current_revision(engine) == HEAD
+    engine.dispose()
 
 
 OPEN_IN_SIX_PROCESSES = """

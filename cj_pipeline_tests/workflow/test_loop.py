@@ -586,15 +586,31 @@ def test_a_second_advance_is_refused_and_told_who_is_at_work(ledger):
     assert ledger.attempt_counts("b") == {"judged": 60}
 
 
+def test_a_call_may_take_longer_than_the_lease(ledger):
+    submit(ledger)
+    judge = Gate(first=5)
+    with advancing(ledger, judge=judge, lease_seconds=0.5) as run:
+        wait_for(lambda: judge.waiting > 0)
+        time.sleep(1.0)
+        with pytest.raises(BatchBusyError):
+            advance(ledger)
+        judge.opened.set()
+        assert run.result().outcome is Outcome.FINAL
+    assert ledger.attempt_counts("b") == {"judged": 60}
+
+
 def test_who_waits_for_another_to_finish_finds_the_batch_final(ledger):
     submit(ledger)
     first, second = Gate(first=5), Through()
-    with advancing(ledger, judge=first) as run, advancing(ledger, judge=second, wait=20.0) as waiting:
+    with advancing(ledger, judge=first) as run:
         wait_for(lambda: first.waiting > 0)
-        first.opened.set()
-        results = [run.result(), waiting.result()]
-    assert [result.outcome for result in results] == [Outcome.FINAL, Outcome.FINAL]
-    assert sorted(result.judged for result in results) == [0, 60]
+        with advancing(ledger, judge=second, wait=20.0) as waiting:
+            time.sleep(0.1)
+            assert not waiting.done()
+            first.opened.set()
+            assert (run.result().outcome, run.result().judged) == (Outcome.FINAL, 60)
+            assert (waiting.result().outcome, waiting.result().judged) == (Outcome.FINAL, 0)
+    assert second.requests == []
     assert ledger.attempt_counts("b") == {"judged": 60}
 
 
