@@ -37,9 +37,6 @@ def main() -> None:
     except CJError as error:
         errors.print(f"error: {error}", markup=False, style="red")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        errors.print("interrupted: everything recorded is kept; the same command goes on from there", markup=False)
-        sys.exit(130)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -18,12 +18,19 @@ class JobFailedError(CJError):
     """The job ran and failed."""
 
 
+class RunInterruptedError(CJError):
+    """The run was asked to stop, and stopped cleanly. Exit code 130, as a shell has it for an interrupt."""
+
+    exit_code = 130
+
+
 def run_batch(batch_id: str, *, wait: float, verbose: bool) -> None:
     """Advance the batch by executing its job in this process.
 
     Raises:
         UnknownBatchError, BatchBusyError: no such batch; another process is at work on it.
         JobFailedError: the run failed, or the batch ended without a scale.
+        RunInterruptedError: it was asked to stop.
     """
     with open_ledger(quiet=not verbose) as (_settings, ledger), dagster_instance() as instance:
         batch = ledger.batch(batch_id)
@@ -47,7 +54,9 @@ def run_batch(batch_id: str, *, wait: float, verbose: bool) -> None:
                 raise_on_error=False,
             )
         if _was_interrupted(result):
-            raise KeyboardInterrupt
+            raise RunInterruptedError(
+                f"interrupted: everything recorded is kept; `cj run {batch_id}` goes on from there"
+            )
         batch = ledger.batch(batch_id)
         _raise_if_failed(batch)
         if not result.success:
