@@ -168,7 +168,8 @@ class CJSettings(BaseSettings, BatchTunables):
     )
     enforce_targets: bool = Field(
         False,
-        description="whether a missed quality target makes commands exit non-zero instead of only warning.",
+        description="whether a missed quality target makes commands exit non-zero instead of only warning. "
+        "No check has a target yet: they come with the ENG5 programme.",
     )
     data_dir: Path = Field(_DEFAULT_DATA_DIR, description="folder with inputs/ and outputs/; relative to the project.")
     ledger_url: str | None = Field(

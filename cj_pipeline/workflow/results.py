@@ -73,7 +73,7 @@ def collect_results(ledger: Ledger, batch_id: str) -> BatchResults:
     return BatchResults(
         batch=batch,
         tables={
-            frames.BATCHES.name: _batches_frame(ledger, batch, comparisons),
+            frames.BATCHES.name: batches_frame(ledger, batch, comparisons),
             frames.ESSAYS.name: essays,
             frames.COMPARISONS.name: comparisons,
             frames.BT_SCORES.name: scores,
@@ -99,13 +99,11 @@ def judged_count(comparisons: pl.DataFrame) -> int:
     return comparisons.filter(pl.col("status") == ComparisonStatus.JUDGED.value).height
 
 
-def batches_frame(ledger: Ledger, batch: BatchRecord) -> pl.DataFrame:
-    """One row about the batch (`frames.BATCHES`)."""
-    return _batches_frame(ledger, batch, comparisons_frame(ledger, batch.batch_id))
+def batches_frame(ledger: Ledger, batch: BatchRecord, comparisons: pl.DataFrame) -> pl.DataFrame:
+    """One row about the batch (`frames.BATCHES`), counted from the comparisons that its other tables stand on.
 
-
-def _batches_frame(ledger: Ledger, batch: BatchRecord, comparisons: pl.DataFrame) -> pl.DataFrame:
-    # counted from the same comparisons as the other tables: a batch at work moves between two readings
+    Counted, not read again: a batch at work moves between two readings.
+    """
     counted = Counter(comparisons["status"].to_list())
     judged = counted[ComparisonStatus.JUDGED]
     calls = ledger.attempt_counts(batch.batch_id)

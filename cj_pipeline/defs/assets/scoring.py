@@ -85,8 +85,9 @@ def batch_state(
     """Where the batch stands, with its processing metadata and the history of its waves as a picture."""
     with plain_errors(), cj.ledger() as ledger:
         batch = batch_of_partition(ledger, context.partition_key)
-        frame = results.batches_frame(ledger, batch)
-        waves = results.waves_frame(ledger, batch.batch_id, results.comparisons_frame(ledger, batch.batch_id))
+        comparisons = results.comparisons_frame(ledger, batch.batch_id)
+        frame = results.batches_frame(ledger, batch, comparisons)
+        waves = results.waves_frame(ledger, batch.batch_id, comparisons)
     row = frame.row(0, named=True)
     flags = {name: value for name, value in bt_quality_flags.row(0, named=True).items() if name != "batch_id"}
     processing_metadata = {
