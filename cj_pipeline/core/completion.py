@@ -107,14 +107,21 @@ def success_guard_met(state: BatchState, settings: StoppingSettings) -> bool:
     return rate is not None and state.judged > 0 and rate >= settings.min_success_rate_threshold
 
 
-def decide(state: BatchState, settings: StoppingSettings) -> ContinuationDecision:
+def decide(state: BatchState, settings: StoppingSettings, *, single_wave: bool = False) -> ContinuationDecision:
     """What to do after a wave. Rules are tried in order; the first that applies decides.
 
     1. comparisons pending → wait; 2. the judge refused for good → failure `provider_rejected`; 3. success rate
-    below the guard with the budget spent or the small-net cap reached → failure `low_success_rate`; 4. the wave was
-    whole, enough outcomes, scores moved at most the threshold, success guard met → scoring `stable`; 5. budget spent
-    → scoring `budget_spent`; 6. small net covered and its passes used → scoring `small_net_cap`; 7. pairs still
-    unseen → more `coverage`; 8. otherwise → more `resampling`.
+    below the guard with the budget or the money spent, the small-net cap reached, or no further wave to come →
+    failure `low_success_rate` (`cost_spent` if the money did not even buy one judgment); 4. the wave was whole, enough
+    outcomes, scores moved at most the threshold, success guard met → scoring `stable`; 5. budget spent → scoring
+    `budget_spent`, money spent → scoring `cost_spent`; 6. small net covered and its passes used → scoring
+    `small_net_cap`; no further wave to come → scoring `single_wave`; 7. pairs still unseen → more `coverage`;
+    8. otherwise → more `resampling`.
+
+    Args:
+        state: the batch at the wave's end.
+        settings: its thresholds.
+        single_wave: whether everything was planned in one wave, so that none follows (provider batch jobs).
 
     Raises:
         MissingBudgetError: the batch has no valid budget (unless rule 1 or 2 decided first).
@@ -131,10 +138,13 @@ def decide(state: BatchState, settings: StoppingSettings) -> ContinuationDecisio
         and state.resampling_passes >= settings.max_resampling_passes_for_small_net
     )
     guard_met = success_guard_met(state, settings)
-    if not guard_met and (budget_spent or small_net_cap):
+    if state.cost_spent and state.judged == 0:
+        return _failure("cost_spent")
+    if not guard_met and (budget_spent or state.cost_spent or small_net_cap or single_wave):
         return _failure("low_success_rate")
     stable = (
         not state.wave_cut_by_budget
+        and not state.cost_spent
         and state.callbacks >= settings.min_comparisons_for_stability_check
         and state.max_score_change is not None
         and state.max_score_change <= settings.score_stability_threshold
@@ -144,8 +154,12 @@ def decide(state: BatchState, settings: StoppingSettings) -> ContinuationDecisio
         return _scoring("stable", BatchStatus.COMPLETE_STABLE)
     if budget_spent:
         return _scoring("budget_spent", BatchStatus.COMPLETE_MAX_COMPARISONS)
+    if state.cost_spent:
+        return _scoring("cost_spent", BatchStatus.COMPLETE_MAX_COMPARISONS)
     if small_net_cap:
         return _scoring("small_net_cap", BatchStatus.COMPLETE_SMALL_NET)
+    if single_wave:
+        return _scoring("single_wave", BatchStatus.COMPLETE_MAX_COMPARISONS)
     mode = PairMode.RESAMPLING if state.unique_coverage_complete else PairMode.COVERAGE
     return ContinuationDecision(decision=Decision.REQUEST_MORE_COMPARISONS, reason=mode.value, next_mode=mode)
 

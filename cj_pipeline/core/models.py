@@ -81,6 +81,22 @@ class PairMode(StrEnum):
     RESAMPLING = "resampling"
 
 
+class BatchingMode(StrEnum):
+    """How a batch's comparisons travel to the judge."""
+
+    PER_REQUEST = "per_request"
+    SERIAL_BUNDLE = "serial_bundle"
+    PROVIDER_BATCH_API = "provider_batch_api"
+
+
+class BatchApiMode(StrEnum):
+    """When a provider batch job may be submitted."""
+
+    DISABLED = "disabled"
+    NIGHTLY = "nightly"
+    OPPORTUNISTIC = "opportunistic"
+
+
 class ComparisonStatus(StrEnum):
     """Where a comparison stands. `WITHDRAWN` ones were never sent and count towards nothing."""
 
@@ -91,11 +107,16 @@ class ComparisonStatus(StrEnum):
 
 
 class AttemptOutcome(StrEnum):
-    """How one call to the judge ended. `LOST`: its process died or lost the lease before the answer was recorded."""
+    """How one call to the judge ended.
+
+    `LOST`: its process died or lost the lease before the answer was recorded. `UNSENT`: it was recorded with a provider
+    batch job that the provider did not accept, and never reached the judge.
+    """
 
     JUDGED = "judged"
     ERROR = "error"
     LOST = "lost"
+    UNSENT = "unsent"
 
 
 class Winner(StrEnum):
@@ -170,6 +191,8 @@ class BatchState(Value):
 
     Counts are comparisons, not attempts. `submitted` = planned and not withdrawn; `pending` = of those, without
     an outcome. `total_budget` may be missing in a defective batch: see `completion.completion_denominator`.
+    `provider_rejected` and `cost_spent` say that the last wave was stopped: the judge refused for good, or the next
+    call could have exceeded the batch's `max_cost_usd`.
     """
 
     batch_id: str
@@ -185,6 +208,7 @@ class BatchState(Value):
     wave_cut_by_budget: bool = False
     max_score_change: float | None = None
     provider_rejected: bool = False
+    cost_spent: bool = False
 
     @property
     def callbacks(self) -> int:

@@ -191,6 +191,76 @@ def plan_wave(
     return next((other for other, plan in others if plan.can_cover_the_rest()), pairs)
 
 
+def plan_single_wave(
+    essay_ids: Sequence[str],
+    history: Sequence[Comparison],
+    *,
+    budget_left: int,
+    least: int,
+    passes: int | None,
+    seed: int,
+    batch_id: str,
+    wave: int,
+    balance_positions: bool = True,
+) -> list[PlannedPair]:
+    """Plan everything a batch may submit as one wave, for judges that take a whole job at once.
+
+    Coverage first, then resampling passes until the budget is reached; a small net gets at most `passes` of them,
+    each of the size an ordinary wave has. Later pairs of the wave know of the earlier ones, but no score.
+
+    Args:
+        essay_ids: the nodes of the batch.
+        history: every comparison of the batch so far.
+        budget_left: comparisons the budget leaves, >= 1.
+        least: smallest ordinary wave, in comparisons.
+        passes: resampling passes a small net may have; None for a larger net, which fills its budget.
+        seed, batch_id, wave: decide ties.
+        balance_positions: see `plan_wave`.
+
+    Raises:
+        PlanningError: see `plan_wave`.
+    """
+    planned: list[PlannedPair] = []
+    known = list(history)
+
+    def add(mode: PairMode, size: int) -> int:
+        pairs = plan_wave(
+            essay_ids,
+            known,
+            mode=mode,
+            size=size,
+            scores={},
+            ses={},
+            seed=seed,
+            batch_id=batch_id,
+            wave=wave,
+            small_net=passes is not None,
+            balance_positions=balance_positions,
+        )
+        known.extend(
+            Comparison(
+                comparison_id=f"w{wave:05d}-p{len(known) + index:06d}",
+                wave=wave,
+                essay_a=pair.essay_a,
+                essay_b=pair.essay_b,
+                pair_mode=pair.pair_mode,
+                status=ComparisonStatus.PLANNED,
+            )
+            for index, pair in enumerate(pairs)
+        )
+        planned.extend(pairs)
+        return len(pairs)
+
+    while (left := budget_left - len(planned)) > 0 and add(PairMode.COVERAGE, left):
+        pass
+    if passes is not None:
+        for _ in range(passes):
+            left = budget_left - len(planned)
+            if left > 0:
+                add(PairMode.RESAMPLING, min(left, max(least, len(essay_ids) // 2)))
+    return planned
+
+
 def _check_request(
     essay_ids: Sequence[str],
     history: Sequence[Comparison],

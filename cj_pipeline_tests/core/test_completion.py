@@ -443,6 +443,7 @@ def test_no_diagnostic_is_among_what_a_decision_sees():
         "wave_cut_by_budget",
         "max_score_change",
         "provider_rejected",
+        "cost_spent",
     }
 
 
@@ -468,3 +469,47 @@ def test_decisions_are_identical_with_all_quality_flags_forced_on_and_forced_off
     assert not any(bt_quality_flags(SUMMARY, off).values())
     assert decide(state, on) == decide(state, off)
     assert decide_silent(state, on) == decide_silent(state, off)
+
+
+# --- money, and one wave for everything ------------------------------------------------------------------------------
+
+
+def test_money_that_is_spent_ends_a_batch_with_the_scale_that_it_bought():
+    found = decide(batch_state(cost_spent=True), SETTINGS)
+    assert (found.reason, found.status) == ("cost_spent", BatchStatus.COMPLETE_MAX_COMPARISONS)
+
+
+def test_money_that_bought_nothing_fails_the_batch_with_that_reason():
+    found = decide(batch_state(cost_spent=True, judged=0, max_score_change=None), SETTINGS)
+    assert (found.reason, found.status) == ("cost_spent", BatchStatus.FAILED)
+
+
+def test_money_that_bought_mostly_failures_fails_the_batch():
+    found = decide(batch_state(cost_spent=True, judged=10, failed=10), SETTINGS)
+    assert (found.reason, found.status) == ("low_success_rate", BatchStatus.FAILED)
+
+
+def test_a_wave_that_was_cut_short_by_money_is_no_proof_of_stability():
+    found = decide(batch_state(cost_spent=True, max_score_change=0.0), SETTINGS)
+    assert found.reason == "cost_spent"
+
+
+@given(judged=st.integers(0, 40), failed=st.integers(0, 40), small=st.booleans(), change=st.floats(0, 3))
+def test_a_batch_planned_as_one_wave_always_ends_with_it(judged, failed, small, change):
+    assume(judged + failed <= 40)
+    shape = {"node_count": 9, "max_possible_pairs": 36, "successful_pairs": 30} if small else {}
+    found = decide(
+        batch_state(judged=judged, failed=failed, max_score_change=change, **shape), SETTINGS, single_wave=True
+    )
+    assert found.is_final
+    guard = judged > 0 and judged / (judged + failed) >= SETTINGS.min_success_rate_threshold
+    assert found.status.has_grades == guard
+
+
+def test_one_wave_with_comparisons_pending_is_waited_for():
+    assert decide(batch_state(pending=1), SETTINGS, single_wave=True).decision is Decision.WAIT_FOR_CALLBACKS
+
+
+def test_one_wave_that_used_the_budget_says_so():
+    assert decide(batch_state(judged=40), SETTINGS, single_wave=True).reason == "budget_spent"
+    assert decide(batch_state(judged=39), SETTINGS, single_wave=True).reason == "single_wave"

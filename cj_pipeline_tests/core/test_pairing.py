@@ -20,6 +20,7 @@ from cj_pipeline.core.pairing import (
     PositionCount,
     WaveSize,
     _lexicographic_weights,
+    plan_single_wave,
     plan_wave,
     positions,
     repeats,
@@ -702,3 +703,54 @@ def test_a_spent_budget_has_no_next_wave(budget_left):
 def test_what_cannot_be_planned_is_refused_with_the_reason(essay_ids, kw, message):
     with pytest.raises(PlanningError, match=message):
         plan(essay_ids, **kw)
+
+
+# --- everything as one wave ------------------------------------------------------------------------------------------
+
+
+def single_wave(n, budget, *, passes=None, history=(), least=10):
+    return plan_single_wave(
+        names(n), list(history), budget_left=budget, least=least, passes=passes, seed=1, batch_id="b", wave=1
+    )
+
+
+@SOME_WAVES
+@given(n=st.integers(10, 30), budget=st.integers(1, 500))
+def test_one_wave_of_a_larger_net_uses_the_whole_budget_and_sees_nearly_every_pair_before_any_again(n, budget):
+    pairs = single_wave(n, budget)
+    assert len(pairs) == budget
+    seen = Counter(frozenset((pair.essay_a, pair.essay_b)) for pair in pairs)
+    # of an odd number of essays, fairness may keep the last unseen pairs waiting
+    assert min(budget, n * (n - 1) // 2) - len(seen) <= 2
+    coverage = [frozenset((pair.essay_a, pair.essay_b)) for pair in pairs if pair.pair_mode is COVERAGE]
+    assert len(coverage) == len(set(coverage)) == len(seen)
+
+
+@SOME_WAVES
+@given(n=st.integers(10, 30), budget=st.integers(1, 400))
+def test_one_wave_is_fair_to_every_essay_after_every_comparison(n, budget):
+    skew = Counter()
+    for pair in single_wave(n, budget):
+        skew[pair.essay_a] += 1
+        skew[pair.essay_b] -= 1
+        assert max(map(abs, skew.values())) <= 1
+
+
+@pytest.mark.parametrize(("n", "passes"), [(5, 2), (6, 2), (5, 0), (9, 1)])
+def test_one_wave_of_a_small_net_is_its_pairs_and_its_passes_and_no_more(n, passes):
+    modes = Counter(pair.pair_mode for pair in single_wave(n, 1000, passes=passes))
+    # fairness may leave a pass one or two pairs short
+    assert modes[COVERAGE] == n * (n - 1) // 2
+    assert passes * 8 <= modes[RESAMPLING] <= passes * 10
+
+
+def test_one_wave_of_a_small_net_stops_at_the_budget():
+    assert len(single_wave(6, 7, passes=2)) == 7
+
+
+def test_one_wave_goes_on_from_what_was_judged_before():
+    before = history_of(*[(pair.essay_a, pair.essay_b) for pair in single_wave(10, 20)])
+    pairs = single_wave(10, 25, history=before)
+    old = {frozenset((c.essay_a, c.essay_b)) for c in before}
+    assert len(pairs) == 25
+    assert not any(frozenset((p.essay_a, p.essay_b)) in old for p in pairs)
