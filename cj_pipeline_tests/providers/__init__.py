@@ -1,0 +1,1 @@
+"""A loopback server that speaks the Anthropic and OpenAI protocols, for tests and benchmarks."""
