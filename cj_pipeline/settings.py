@@ -8,11 +8,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cj_pipeline.core.errors import InputError
+from cj_pipeline.core.models import BatchApiMode, BatchingMode
 
 _DEFAULT_DATA_DIR = Path("assets_data")
 
@@ -99,6 +101,79 @@ class BatchTunables(BaseModel):
     batch_timeout_hours: float = Field(
         4.0, gt=0, description="hours without activity after which the monitor ends a launched batch."
     )
+    judgment_timeout_seconds: float = Field(
+        120.0, gt=0, description="seconds one call may take before it counts as failed (error_type timeout)."
+    )
+    llm_batching_mode: BatchingMode = Field(
+        BatchingMode.SERIAL_BUNDLE,
+        description="how comparisons travel: per_request (one by one), serial_bundle (queued and measured in bundles, "
+        "judged as separate calls), provider_batch_api (the whole batch as one provider job, at a discount).",
+    )
+    batch_api_mode: BatchApiMode = Field(
+        BatchApiMode.DISABLED,
+        description="when provider_batch_api may submit a job: disabled, nightly (in BATCH_API_NIGHT_WINDOW) or "
+        "opportunistic (at once).",
+    )
+    serial_bundle_max_requests_per_call: int = Field(
+        64, ge=1, le=64, description="comparisons. Largest bundle, whatever a hint prefers."
+    )
+    enable_llm_batching_metadata_hints: bool = Field(
+        True, description="whether preferred_bundle_size (by default the wave's size) decides the size of bundles."
+    )
+    preferred_bundle_size: int | float | str | bool | None = Field(
+        None,
+        description="comparisons, 1 to 64: the bundle size to prefer; unset: the wave's size, at most 64. Anything "
+        "else is ignored with a warning.",
+    )
+    judge_requests_per_minute: int | None = Field(
+        None, ge=1, description="calls per minute this program allows itself; unset: what the provider's headers say."
+    )
+    judge_tokens_per_minute: int | None = Field(
+        None, ge=1, description="tokens per minute it allows itself; unset: what the provider's headers say."
+    )
+    breaker_failures: int = Field(
+        8,
+        ge=1,
+        description="provider faults (overload, 5xx, timeout, lost connection, rate limit) in a row, without a "
+        "judgment between them, after which the run ends and waits.",
+    )
+    breaker_pause_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="seconds of the first such wait; each further one in a row doubles, up to 15 minutes.",
+    )
+    max_cost_usd: float | None = Field(
+        None,
+        gt=0,
+        description="US dollars the batch may cost. A wall like the budget: no call is sent that could exceed it.",
+    )
+    llm_max_tokens: int | None = Field(
+        None, ge=64, description="output tokens per call, reasoning included; unset: enough for the model's reasoning."
+    )
+    llm_temperature: float | None = Field(
+        None, ge=0, le=2, description="sampling temperature, where the model has one; unset: the model's own."
+    )
+    reasoning_effort: Literal["none", "low", "medium", "high"] | None = Field(
+        None, description="how much the model reasons, where it can; unset: the model's own."
+    )
+    output_verbosity: Literal["low", "medium", "high"] | None = Field(
+        None, description="how much the model writes (GPT-5 family); unset: the model's own."
+    )
+    thinking_budget_tokens: int | None = Field(
+        None, ge=1024, description="tokens of reasoning for Claude models that take a budget."
+    )
+    system_prompt: str | None = Field(
+        None, min_length=1, description="who the judge is to be; wins over the assignment's. Usually given per batch."
+    )
+    judge_rubric: str | None = Field(
+        None, min_length=1, description="what makes an essay better; wins over the assignment's. Usually per batch."
+    )
+
+    @field_validator("preferred_bundle_size", mode="before")
+    @classmethod
+    def _number_if_it_is_one(cls, value: Any) -> Any:
+        # the environment knows only text
+        return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
 
 
 class BatchOverrides(BaseModel):
@@ -123,6 +198,24 @@ class BatchOverrides(BaseModel):
     max_judgment_attempts: int | None = Field(None, ge=1, le=20)
     judge_concurrency: int | None = Field(None, ge=1, le=1024)
     batch_timeout_hours: float | None = Field(None, gt=0)
+    judgment_timeout_seconds: float | None = Field(None, gt=0)
+    llm_batching_mode: BatchingMode | None = None
+    batch_api_mode: BatchApiMode | None = None
+    serial_bundle_max_requests_per_call: int | None = Field(None, ge=1, le=64)
+    enable_llm_batching_metadata_hints: bool | None = None
+    preferred_bundle_size: int | float | str | bool | None = None
+    judge_requests_per_minute: int | None = Field(None, ge=1)
+    judge_tokens_per_minute: int | None = Field(None, ge=1)
+    breaker_failures: int | None = Field(None, ge=1)
+    breaker_pause_seconds: float | None = Field(None, gt=0)
+    max_cost_usd: float | None = Field(None, gt=0)
+    llm_max_tokens: int | None = Field(None, ge=64)
+    llm_temperature: float | None = Field(None, ge=0, le=2)
+    reasoning_effort: Literal["none", "low", "medium", "high"] | None = None
+    output_verbosity: Literal["low", "medium", "high"] | None = None
+    thinking_budget_tokens: int | None = Field(None, ge=1024)
+    system_prompt: str | None = Field(None, min_length=1)
+    judge_rubric: str | None = Field(None, min_length=1)
 
     def stated(self) -> dict[str, Any]:
         """The fields that were given, without the budget (which the batch holds as `total_budget`)."""
@@ -166,6 +259,20 @@ class CJSettings(BaseSettings, BatchTunables):
     simulated_latency: bool = Field(
         False, description="whether simulated judges wait as their profile says; off: they answer at once."
     )
+    batch_api_night_window: str = Field(
+        "22:00-06:00",
+        pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$",
+        description="HH:MM-HH:MM in BATCH_API_TIMEZONE. When nightly provider jobs may be submitted.",
+    )
+    batch_api_timezone: str = Field("Europe/Stockholm", description="IANA time zone of the night window.")
+    batch_api_poll_seconds: float = Field(
+        60.0, ge=1, description="seconds between two looks at a provider batch job that is out."
+    )
+    openai_compatible_base_url: str | None = Field(
+        None,
+        description="URL of an OpenAI-compatible server (vLLM, Ollama, llama.cpp, ...), for judges compatible/MODEL. "
+        "From the environment only: no batch may say where essays are sent.",
+    )
     enforce_targets: bool = Field(
         False,
         description="whether a missed quality target makes commands exit non-zero instead of only warning. "
@@ -181,6 +288,20 @@ class CJSettings(BaseSettings, BatchTunables):
         None, description="folder or fsspec URL of the asset outputs (Parquet); unset: DATA_DIR/outputs/lake."
     )
     log_format: Literal["console", "json"] = Field("console", description="console for people, json for machines.")
+
+    @field_validator("batch_api_timezone")
+    @classmethod
+    def _known_timezone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ValueError, ZoneInfoNotFoundError):
+            raise ValueError("is not an IANA time zone, e.g. Europe/Stockholm") from None
+        return value
+
+    @property
+    def prices_path(self) -> Path:
+        """Where the judges' prices are written down."""
+        return self.data_dir / "inputs" / "prices.yaml"
 
     @property
     def outputs_dir(self) -> Path:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
@@ -13,8 +14,23 @@ import sqlalchemy as sa
 from cj_pipeline.ledger import Ledger
 from cj_pipeline.ledger.engine import make_engine, upgrade
 
+if TYPE_CHECKING:
+    from cj_pipeline_tests.providers.server import ProviderServer
+
+# what speaks SQL is tested on both databases every time; what stands on it, on PostgreSQL only among the slower tests
+BOTH_DATABASES_ALWAYS = ("ledger",)
+
 TEMPLATE = "cj_template"
 _numbers = itertools.count(1)
+
+
+@pytest.hookimpl(tryfirst=True)  # before the slow ones are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if parameters.get("database") == "postgresql" and folder not in BOTH_DATABASES_ALWAYS:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -115,3 +131,26 @@ def open_ledger(ledger_url: str) -> Iterator[Callable[[], Ledger]]:
 def ledger(open_ledger: Callable[[], Ledger]) -> Ledger:
     """A fresh ledger, open."""
     return open_ledger()
+
+
+@pytest.fixture
+def provider_server(monkeypatch: pytest.MonkeyPatch) -> Iterator["ProviderServer"]:
+    """A server on loopback that speaks the providers' protocols, where the SDKs of this process will find it."""
+    from cj_pipeline_tests.providers.server import ProviderServer
+
+    with ProviderServer(seed=1) as server:
+        for name, value in provider_environment(server).items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+def provider_environment(server: "ProviderServer") -> dict[str, str]:
+    """The variables that lead the SDKs to a provider server."""
+    return {
+        "ANTHROPIC_BASE_URL": server.anthropic_url,
+        "ANTHROPIC_API_KEY": server.api_key,
+        "OPENAI_BASE_URL": server.openai_url,
+        "OPENAI_API_KEY": server.api_key,
+        "CJ_OPENAI_COMPATIBLE_BASE_URL": server.openai_url,
+        "CJ_OPENAI_COMPATIBLE_API_KEY": server.api_key,
+    }

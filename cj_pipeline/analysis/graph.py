@@ -37,6 +37,7 @@ ROW_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "batches": ("batch_id",),
     "essays": ("batch_id", "essay_id"),
     "comparisons": ("batch_id", "comparison_id"),
+    "attempts": ("batch_id", "attempt_id"),
     "bt_scores": ("batch_id", "essay_id"),
     "waves": ("batch_id", "wave"),
     "bt_se_summaries": ("batch_id", "scope"),

@@ -1,5 +1,6 @@
 """The commands. Each reads its arguments, calls what does the work, and prints what came of it."""
 
+import asyncio
 import signal
 import sys
 import time
@@ -9,7 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from cj_pipeline.cli.arguments import judge_name, name_and_value, prompt_file
 from cj_pipeline.cli.context import dagster_instance, ensure_dagster_home, errors, open_ledger, print_json, say
+from cj_pipeline.cli.judge import judge_app
+from cj_pipeline.cli.metrics import metrics_app
 from cj_pipeline.core.errors import CJError, InputError
 from cj_pipeline.core.models import BatchKind, BatchStatus
 
@@ -24,6 +28,8 @@ assignments_app = typer.Typer(no_args_is_help=True, help="Register writing tasks
 ledger_app = typer.Typer(no_args_is_help=True, help="The ledger's database.")
 app.add_typer(assignments_app, name="assignments")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(judge_app, name="judge")
+app.add_typer(metrics_app, name="metrics")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]
 Batch = Annotated[str, typer.Argument(help="The batch id, as `cj status` lists it.", show_default=False)]
@@ -144,7 +150,21 @@ def submit(
     assignment: Annotated[str | None, typer.Option(help="Registered assignment (see `cj assignments list`).")] = None,
     batch_id: Annotated[str | None, typer.Option(help="Id of the batch; by default the folder's name.")] = None,
     max_comparisons: Annotated[int | None, typer.Option(help="The batch's budget, in comparisons.", min=1)] = None,
-    judge: Annotated[str | None, typer.Option(help="Judge profile, e.g. cj-generic (simulated).")] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="PROVIDER/MODEL, e.g. anthropic/claude-haiku-4-5, or a simulated one (`cj judge list`)."),
+    ] = None,
+    provider: Annotated[str | None, typer.Option(help="anthropic, openai or compatible; with --model.")] = None,
+    model: Annotated[str | None, typer.Option(help="The provider's model; with --provider.")] = None,
+    system_prompt: Annotated[
+        Path | None, typer.Option(help="File: who the judge is to be, in place of the assignment's.")
+    ] = None,
+    rubric: Annotated[
+        Path | None, typer.Option(help="File: what makes an essay better, in place of the assignment's.")
+    ] = None,
+    max_cost_usd: Annotated[
+        float | None, typer.Option(help="US dollars the batch may cost: a wall, like the budget.", min=0.0)
+    ] = None,
     kind: Annotated[BatchKind | None, typer.Option(help="What the batch is for.")] = None,
     override: Annotated[
         list[str] | None,
@@ -156,8 +176,14 @@ def submit(
     from cj_pipeline.defs.partitions import add_partitions
     from cj_pipeline.workflow.registration import read_and_submit
 
-    overrides: dict[str, Any] = {} if max_comparisons is None else {"max_comparisons": max_comparisons}
-    overrides |= dict(_name_and_value(text) for text in override or [])
+    stated = {
+        "max_comparisons": max_comparisons,
+        "max_cost_usd": max_cost_usd,
+        "system_prompt": None if system_prompt is None else prompt_file(system_prompt, "--system-prompt"),
+        "judge_rubric": None if rubric is None else prompt_file(rubric, "--rubric"),
+    }
+    overrides: dict[str, Any] = {name: value for name, value in stated.items() if value is not None}
+    overrides |= dict(name_and_value(text) for text in override or [])
     with open_ledger() as (settings, ledger), dagster_instance() as instance:
         done = read_and_submit(
             ledger,
@@ -166,7 +192,7 @@ def submit(
             assignment_id=assignment,
             batch_id=batch_id,
             overrides=overrides,
-            judge=judge,
+            judge=judge_name(judge, provider, model),
             kind=kind,
         )
         add_partitions(instance, [done.batch_id])
@@ -178,20 +204,10 @@ def submit(
         f"batch {done.batch_id} {state}: {done.students} students, {done.anchors} anchors, budget "
         f"{done.total_budget} comparisons, judge {done.judge}{' (SIMULATED)' if done.simulated else ''}"
     )
+    for warning in done.warnings:
+        say(f"note: {warning}")
     say("essay ids are shown in the UI, in logs and in results: they must be pseudonyms")
     say(f"next: cj run {done.batch_id}   (or leave it to the daemon: make ui)")
-
-
-def _name_and_value(text: str) -> tuple[str, Any]:
-    import yaml
-
-    name, separator, value = text.partition("=")
-    if not separator or not name:
-        raise InputError(f"--override {text[:80]!r}: write NAME=VALUE, e.g. judge_concurrency=8")
-    try:
-        return name.strip().removeprefix("CJ_").lower(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise InputError(f"--override {name}: the value cannot be read") from None
 
 
 @app.command()
@@ -256,7 +272,9 @@ def cancel(
     wait: Annotated[float, typer.Option(help="Seconds to wait for a running process to stop.", min=0)] = 60.0,
 ) -> None:
     """End a batch for good: running calls are collected, comparisons never sent are withdrawn."""
+    from cj_pipeline.judges.errors import JudgeError
     from cj_pipeline.ledger import Lease
+    from cj_pipeline.workflow.jobs import cancel_jobs
     from cj_pipeline.workflow.loop import process_owner
 
     with open_ledger() as (settings, ledger):
@@ -265,6 +283,10 @@ def cancel(
             raise InputError(f"batch {batch} is {record.status.value} already")
         ledger.hold(batch, "being cancelled")
         with Lease.acquire(ledger, batch, owner=process_owner(), seconds=settings.lease_seconds, wait=wait) as lease:
+            try:
+                asyncio.run(cancel_jobs(ledger, lease, settings, wait=wait))
+            except JudgeError as error:
+                say(f"the provider could not be asked to cancel its batch job ({error}): what it judges is still paid")
             lease.finalise(BatchStatus.CANCELLED, "cancelled")
     say(f"batch {batch} is cancelled; `cj reopen {batch} --reason ...` brings it back")
 
@@ -307,6 +329,28 @@ def positions(batch: Batch, as_json: Json = False) -> None:
         print_json(table.to_dicts())
     else:
         positions_text(table)
+
+
+@app.command("prompt")
+def show_prompt(
+    batch: Batch,
+    comparison_id: Annotated[
+        str, typer.Argument(help="As `cj show BATCH --format json` lists it.", show_default=False)
+    ],
+    attempt: Annotated[int | None, typer.Option(help="Which attempt; by default the last.", min=1)] = None,
+) -> None:
+    """Exactly what was sent to the judge for a comparison. It shows the essays: for your eyes only."""
+    from cj_pipeline.cli.render import prompt_text
+    from cj_pipeline.workflow.judging import sent_prompt
+
+    with open_ledger() as (_settings, ledger):
+        sent = sent_prompt(ledger, batch, comparison_id, number=attempt)
+        sys.stdout.write(prompt_text(ledger.batch(batch), sent))
+    if not sent.matches:
+        raise CJError(
+            f"the prompt rebuilt for {comparison_id} is not the one that was sent (its hash differs): this program's "
+            "version, or a text, is not what it was then"
+        )
 
 
 # --- demo and UI -------------------------------------------------------------------------------------------------

@@ -13,9 +13,11 @@ from rich.text import Text
 from cj_pipeline.cli.context import console
 from cj_pipeline.core.completion import completion_denominator
 from cj_pipeline.core.errors import MissingBudgetError
+from cj_pipeline.judges.protocol import ComparisonPrompt, JudgeAnswer
 from cj_pipeline.ledger import Ledger
 from cj_pipeline.ledger.records import BatchRecord
 from cj_pipeline.settings import CJSettings, setting_sources
+from cj_pipeline.workflow.judging import SentPrompt
 from cj_pipeline.workflow.results import BatchResults, summary_by_scope
 
 SIMULATED: Final = "SIMULATED JUDGE: these numbers show how the program works and say nothing about any pupil."
@@ -26,6 +28,8 @@ STOP_REASONS: Final = {
     "budget_spent": "the budget is spent",
     "small_net_cap": "every pair of the small net was judged, and judged again as often as allowed",
     "low_success_rate": "too many comparisons could not be judged",
+    "cost_spent": "the next call could have cost more than max_cost_usd leaves",
+    "single_wave": "everything was planned as one wave, and it is done",
     "provider_rejected": "the judge refused to work (key, model or quota)",
     "insufficient_essays": "fewer than two student essays",
     "timeout_recovered": "it stood still for too long, with enough judged to give a scale",
@@ -180,6 +184,58 @@ def positions_text(table: pl.DataFrame) -> None:
         console.print(f"{name}: {as_a} as A, {as_b} as B ({share} as A), largest |A − B| {worst}", markup=False)
 
 
+# --- judges --------------------------------------------------------------------------------------------------------
+
+
+def judges_text(simulated: list[dict[str, Any]], priced: list[dict[str, Any]]) -> None:
+    """Print who can judge."""
+    console.print("simulated judges (no key, no cost; they need the essays' known qualities):", markup=False)
+    console.print(plain_table(simulated))
+    console.print("models with a known price (US dollars per million tokens); any other may be named:", markup=False)
+    # two decimals would hide what a cheap model costs
+    exact = [
+        {name: f"{value:g}" if isinstance(value, float) else value for name, value in row.items()} for row in priced
+    ]
+    console.print(plain_table(exact))
+    console.print("try one: cj judge try --provider PROVIDER --model MODEL ESSAY_A ESSAY_B", markup=False)
+
+
+def trial_text(
+    name: str, answer: JudgeAnswer, prompt: ComparisonPrompt, upper_bound_usd: float | None, seconds: float
+) -> None:
+    """Print one judgment with what it took."""
+    console.print(f"{name}: essay {answer.winner.value.upper()} is better (confidence {answer.confidence} of 5)")
+    console.print(f"because: {answer.justification}", markup=False)
+    usage = answer.usage
+    console.print(
+        f"latency {answer.latency_seconds:.2f} s ({seconds:.2f} s with connecting); tokens: input {usage.input}, "
+        f"from cache {usage.cache_read}, to cache {usage.cache_write}, output {usage.output} (of which reasoning "
+        f"{usage.reasoning})",
+        markup=False,
+    )
+    if answer.cost_usd is None:
+        console.print("cost unknown: inputs/prices.yaml has no price for this model", markup=False)
+    else:
+        bound = "" if upper_bound_usd is None else f" (never more than {upper_bound_usd:.6f})"
+        console.print(f"cost {answer.cost_usd:.6f} USD{bound}", markup=False)
+    console.print(f"prompt {prompt.sha256}; request {answer.request_id or 'without id'}", markup=False)
+
+
+def prompt_text(batch: BatchRecord, sent: SentPrompt) -> str:
+    """What was sent, part by part, in the order in which the judge reads it."""
+    attempt = sent.attempt
+    head = [
+        f"batch {batch.batch_id}, comparison {attempt.comparison_id}, attempt {attempt.number}, "
+        f"{attempt.outcome or 'open'}",
+        f"judge {attempt.provider}/{attempt.model}, sent {attempt.sent_at:%Y-%m-%d %H:%M:%S} UTC, "
+        f"bundle {attempt.bundle_id or '-'}",
+        f"prompt_sha256 {attempt.prompt_sha256} ({'matches' if sent.matches else 'DOES NOT MATCH'} what follows)",
+    ]
+    parts = {"system": sent.prompt.system, "user": f"{sent.prompt.stable}\n\n{sent.prompt.essays}"}
+    body = [f"----- {name} -----\n{text}" for name, text in parts.items()]
+    return "\n".join([*head, "", *body, "----- end -----", ""])
+
+
 # --- one batch ---------------------------------------------------------------------------------------------------
 
 
@@ -199,10 +255,36 @@ def show_text(results: BatchResults) -> str:
         f"{batch['total_budget']}; {batch['attempts']} calls{lost}; {results['waves'].height} waves; cost {cost}",
         markup=False,
     )
+    _print_calls(out, results)
     out.print()
     out.print(plain_table(_ranking_rows(results)))
     _print_notes(out, results)
     return stream.getvalue()
+
+
+def _print_calls(out: Console, results: BatchResults) -> None:
+    """Tokens and failed calls, and what deserves a look in what was read and answered."""
+    batch, attempts = results["batches"].row(0, named=True), results["attempts"]
+    if not batch["simulated"]:
+        tokens = attempts.select(
+            pl.col("tokens_input", "tokens_cache_read", "tokens_cache_write", "tokens_output").sum()
+        ).row(0)
+        out.print(
+            f"{batch['provider']}/{batch['model']}, {batch['batching_mode']}; tokens: input {tokens[0]}, from cache "
+            f"{tokens[1]}, to cache {tokens[2]}, output {tokens[3]}",
+            markup=False,
+        )
+    failed = attempts.filter(pl.col("outcome") == "error").group_by("error_type").len().sort("error_type")
+    if failed.height:
+        listed = ", ".join(f"{count} {kind}" for kind, count in failed.iter_rows())
+        out.print(f"calls that failed: {listed}", markup=False)
+    if batch["orphan_results"]:
+        out.print(
+            f"{batch['orphan_results']} answers came late, twice or to no call, and changed nothing", markup=False
+        )
+    flagged = results["essays"].filter(pl.col("injection_signs").fill_null("") != "")
+    for essay_id, signs in flagged.select("essay_id", "injection_signs").iter_rows():
+        out.print(f"essay {essay_id} looks as if it addresses the judge: {signs}", markup=False)
 
 
 def _ranking_rows(results: BatchResults) -> list[dict[str, Any]]:
@@ -264,6 +346,7 @@ def show_json(results: BatchResults) -> str:
             "waves": results["waves"].drop("batch_id").to_dicts(),
         },
         "comparisons": comparisons.drop("batch_id").to_dicts(),
+        "attempts": results["attempts"].drop("batch_id").to_dicts(),
         "bradley_terry_stats": {
             "scores": scores.drop("batch_id").to_dicts(),
             "bt_se_summary": summary_by_scope(results["bt_se_summaries"]),

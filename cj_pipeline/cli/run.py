@@ -12,6 +12,7 @@ from cj_pipeline.cli.context import dagster_instance, errors, open_ledger, say
 from cj_pipeline.core.errors import CJError
 from cj_pipeline.ledger import BatchBusyError, Ledger
 from cj_pipeline.ledger.records import BatchRecord
+from cj_pipeline.workflow.results import last_failure
 
 
 class JobFailedError(CJError):
@@ -37,7 +38,7 @@ def run_batch(batch_id: str, *, wait: float, verbose: bool) -> None:
         _wait_for_lease(ledger, batch, wait)
         if batch.status.is_final and batch.published_at is not None:
             say(f"batch {batch_id} is done: {batch.status.value} ({batch.stop_reason}); see `cj show {batch_id}`")
-            _raise_if_failed(batch)
+            _raise_if_failed(ledger, batch)
             return
         from cj_pipeline.definitions import defs
         from cj_pipeline.defs.jobs import job_for
@@ -58,23 +59,42 @@ def run_batch(batch_id: str, *, wait: float, verbose: bool) -> None:
                 f"interrupted: everything recorded is kept; `cj run {batch_id}` goes on from there"
             )
         batch = ledger.batch(batch_id)
-        _raise_if_failed(batch)
+        _raise_if_failed(ledger, batch)
         if not result.success:
             raise JobFailedError(f"batch {batch_id}: run {result.run_id} failed: {_first_failure(result)}")
         if batch.status.is_final:
             say(f"batch {batch_id}: {batch.status.value} ({batch.stop_reason})")
+            _say_hints(ledger, batch_id)
         elif batch.hold_reason is not None:
             say(f"batch {batch_id} is on hold: {batch.hold_reason}")
+        elif batch.not_before is not None:
+            reason = batch.processing_metadata.get("waiting_for") or "it was asked to wait"
+            say(
+                f"batch {batch_id} waits until {batch.not_before:%Y-%m-%d %H:%M} UTC at the latest, because {reason}: "
+                f"the daemon goes on by itself, or look again with `cj run {batch_id}`"
+            )
         else:
             say(f"batch {batch_id} goes on: `cj run {batch_id}` again, or leave it to the daemon")
 
 
-def _raise_if_failed(batch: BatchRecord) -> None:
+def _raise_if_failed(ledger: Ledger, batch: BatchRecord) -> None:
     if batch.status.is_final and not batch.status.has_grades:
+        why = last_failure(ledger, batch.batch_id)
         raise JobFailedError(
-            f"batch {batch.batch_id} ended as {batch.status.value} ({batch.stop_reason}): `cj show {batch.batch_id}` "
+            f"batch {batch.batch_id} ended as {batch.status.value} ({batch.stop_reason})"
+            f"{f'; the last call said: {why}' if why else ''}: `cj show {batch.batch_id}` "
             f"says more, `cj reopen {batch.batch_id} --reason ...` returns a failed or cancelled batch to work"
         )
+
+
+def _say_hints(ledger: Ledger, batch_id: str) -> None:
+    from cj_pipeline.metrics import hints
+
+    found = hints(ledger, batch_id)
+    if found:
+        say("LLM batching diagnostics (Prometheus query hints; `cj metrics serve`):")
+        for purpose, query in found:
+            say(f"  {purpose}: {query}")
 
 
 def _was_interrupted(result: Any) -> bool:

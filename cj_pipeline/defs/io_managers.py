@@ -3,10 +3,7 @@
 A reader never sees half a file: locally a file is written beside, synced and renamed; on an object store it is one PUT.
 """
 
-import contextlib
 import io
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from upath import UPath
 
 from cj_pipeline.core.models import check_batch_id
 from cj_pipeline.settings import load_settings
+from cj_pipeline.whole_files import write_whole
 
 
 class ParquetLake(UPathIOManager):
@@ -46,19 +44,8 @@ class ParquetLake(UPathIOManager):
 
 
 def write_parquet_atomically(frame: pl.DataFrame, path: Path) -> None:
-    """Write beside, sync, rename; nothing is left behind if it fails."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            frame.write_parquet(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
-        raise
+    """Replace a local Parquet file whole."""
+    write_whole(path, frame.write_parquet)
 
 
 class LakeIOManager(ConfigurableIOManagerFactory[ParquetLake]):

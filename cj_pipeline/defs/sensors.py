@@ -3,6 +3,8 @@
 A tick decides and launches; work happens in runs. The ledger is the truth, Dagster's run status is never proof of life.
 """
 
+import asyncio
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -32,6 +34,7 @@ from cj_pipeline.defs.resources import CJResource
 from cj_pipeline.ledger import BatchBusyError, BatchEndedError, Lease, Ledger
 from cj_pipeline.ledger.records import BatchRecord
 from cj_pipeline.settings import BatchTunables, CJSettings
+from cj_pipeline.workflow.jobs import ask_after
 from cj_pipeline.workflow.loop import owner_run_id, process_owner
 
 PARTITION_TAG: Final = "dagster/partition"
@@ -157,6 +160,53 @@ def _last_event_timestamp(instance: DagsterInstance, run: DagsterRun) -> float:
 
 
 @sensor(
+    jobs=[assess_batch_job, continue_batch_job],
+    minimum_interval_seconds=15,
+    default_status=DefaultSensorStatus.RUNNING,
+    description="Asks providers after batch jobs that are out, and launches a run for each that is over.",
+)
+def provider_batch_sensor(context: SensorEvaluationContext, cj: CJResource) -> SensorResult | SkipReason:
+    """Only polls: the run that it launches takes the results in, under the batch's lease.
+
+    Its cursor remembers when each job was last asked after; `CJ_BATCH_API_POLL_SECONDS` apart.
+    """
+    settings = cj.settings()
+    now = datetime.now(UTC).timestamp()
+    asked: dict[str, float] = json.loads(context.cursor or "{}")
+    still_out: dict[str, float] = {}
+    requests, lines = [], []
+    with cj.ledger() as ledger:
+        for batch in ledger.open_batches():
+            if batch.lease_live or batch.hold_reason is not None or batch.status.is_final:
+                continue
+            jobs = [job for job in ledger.jobs_out(batch.batch_id) if job.provider_job_id is not None]
+            if not jobs or _run_underway(context.instance, batch, settings):
+                continue
+            job = jobs[0]
+            last = asked.get(job.job_key, 0.0)
+            if now - last < settings.batch_api_poll_seconds:
+                still_out[job.job_key] = last
+                continue
+            still_out[job.job_key] = now
+            try:
+                phase = asyncio.run(ask_after(batch, job, settings))
+            except CJError as error:
+                lines.append(f"{batch.batch_id}: {job.provider_job_id}: {error}")
+                continue
+            lines.append(f"{batch.batch_id}: {job.provider_job_id} is {phase.value}")
+            if phase.is_over:
+                launch = ledger.claim_launch(
+                    batch.batch_id, after=_highest_launch(context.instance, batch), job_over=True
+                )
+                if launch is not None:
+                    requests.append(_launch(context.instance, batch, launch))
+    cursor = json.dumps(still_out, sort_keys=True)
+    if not requests:
+        return SensorResult(skip_reason="; ".join(lines) or "no provider batch job needs a look", cursor=cursor)
+    return SensorResult(run_requests=requests, cursor=cursor)
+
+
+@sensor(
     minimum_interval_seconds=60,
     default_status=DefaultSensorStatus.RUNNING,
     description="Ends a launched batch that has been silent past its timeout: recovered at 80 % and more, else failed.",
@@ -227,4 +277,10 @@ def _resumed_since(context: RunStatusSensorContext, ledger: Ledger) -> bool:
     return any(event["event"] == "resumed" and event["at"].timestamp() > ended for event in events)
 
 
-SENSORS: Final = [new_batch_sensor, continue_batch_sensor, batch_monitor_sensor, terminated_run_sensor]
+SENSORS: Final = [
+    new_batch_sensor,
+    continue_batch_sensor,
+    provider_batch_sensor,
+    batch_monitor_sensor,
+    terminated_run_sensor,
+]

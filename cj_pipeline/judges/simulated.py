@@ -12,8 +12,9 @@ import hashlib
 import importlib.resources
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from statistics import NormalDist
 from typing import Annotated, Any, Final
@@ -36,10 +37,17 @@ from cj_pipeline.judges.errors import (
 from cj_pipeline.judges.protocol import (
     SIMULATED_PROVIDER,
     ComparisonPrompt,
+    JobItem,
+    JobPhase,
+    JobResult,
+    JobSearch,
+    JobStatus,
     JudgeAnswer,
     JudgeIdentity,
     JudgeRequest,
+    SearchOutcome,
     SimulatedTruth,
+    SubmittedJob,
     Usage,
 )
 
@@ -224,9 +232,20 @@ class SimulatedJudge:
         """Who this is: the profile, marked as simulated."""
         return self._identity
 
-    def upper_bound_usd(self, prompt: ComparisonPrompt) -> float | None:
+    def upper_bound_usd(self, prompt: ComparisonPrompt, *, in_job: bool = False) -> float | None:
         """Nothing: a simulation costs no money."""
         return 0.0
+
+    def cache_seconds(self, prompt: ComparisonPrompt) -> float | None:
+        """No cache."""
+        return None
+
+    async def pace(self, prompt: ComparisonPrompt) -> None:
+        """No limits."""
+
+    def may_send(self, prompt: ComparisonPrompt) -> bool:
+        """At any time."""
+        return True
 
     async def judge(self, request: JudgeRequest) -> JudgeAnswer:
         """Draw the answer, or the error, that this request gets.
@@ -260,6 +279,41 @@ class SimulatedJudge:
 
     async def aclose(self) -> None:
         """Nothing to release."""
+
+    # --- jobs: nothing is kept between submission and results, because answers follow from the requests alone --------
+
+    @property
+    def max_job_items(self) -> int:
+        """As many as anyone will simulate."""
+        return 100_000
+
+    @property
+    def max_job_bytes(self) -> int:
+        """As much as anyone will simulate."""
+        return 2**40
+
+    async def submit_job(self, job_key: str, items: Sequence[JobItem]) -> SubmittedJob:
+        """Accept any job."""
+        return SubmittedJob(f"simulated-{job_key}", None)
+
+    async def find_job(self, job_key: str, *, items: int, since: datetime) -> JobSearch:
+        """Every job is found: what it was follows from its key."""
+        return JobSearch(SearchOutcome.FOUND, SubmittedJob(f"simulated-{job_key}", None))
+
+    async def poll_job(self, provider_job_id: str) -> JobStatus:
+        """Every job is over at once."""
+        return JobStatus(JobPhase.COMPLETED)
+
+    async def job_results(self, provider_job_id: str, items: Sequence[JobItem]) -> AsyncIterator[JobResult]:
+        """Draw the items' answers now."""
+        for item in items:
+            try:
+                yield JobResult(item.custom_id, answer=await self.judge(item.request))
+            except JudgeError as error:
+                yield JobResult(item.custom_id, error=error)
+
+    async def cancel_job(self, provider_job_id: str) -> None:
+        """Nothing runs."""
 
     def _raise_fault(self, u: float) -> None:
         reached = 0.0

@@ -7,7 +7,9 @@ holds every write that needs the right to a batch. What the numbers mean is deci
 from cj_pipeline.ledger.errors import (
     BatchBusyError,
     BatchEndedError,
+    BatchHeldError,
     BudgetExceededError,
+    CostExceededError,
     LeaseLostError,
     LedgerSchemaError,
     UnknownAssignmentError,
@@ -19,7 +21,9 @@ from cj_pipeline.ledger.ledger import Ledger
 __all__ = [
     "BatchBusyError",
     "BatchEndedError",
+    "BatchHeldError",
     "BudgetExceededError",
+    "CostExceededError",
     "Lease",
     "LeaseLostError",
     "Ledger",

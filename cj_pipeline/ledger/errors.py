@@ -27,6 +27,14 @@ class BudgetExceededError(CJError):
     """A plan would submit more comparisons than the batch's budget allows."""
 
 
+class BatchHeldError(CJError):
+    """The batch is on hold: no call may be made."""
+
+
+class CostExceededError(CJError):
+    """The next call could make the batch cost more than its `max_cost_usd`."""
+
+
 class BatchEndedError(CJError):
     """The batch is final: nothing more is planned or decided for it unless it is reopened."""
 

@@ -8,7 +8,9 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any, Final, Self
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -20,12 +22,17 @@ from cj_pipeline.ledger.engine import database_now, write_transaction
 from cj_pipeline.ledger.errors import (
     BatchBusyError,
     BatchEndedError,
+    BatchHeldError,
     BudgetExceededError,
+    CostExceededError,
     LeaseLostError,
     PendingComparisonsError,
 )
-from cj_pipeline.ledger.ledger import Ledger, add_event, insert_orphan, lock_batch, orphan_details, read_state, utc_now
-from cj_pipeline.ledger.records import AttemptEnd, AttemptStart, WaveEnd, WavePlan
+from cj_pipeline.ledger.ledger import Ledger, add_event, insert_orphan, lock_batch, orphan_details, utc_now
+from cj_pipeline.ledger.reading import committed_usd, open_jobs_of, read_state
+from cj_pipeline.ledger.records import AttemptEnd, AttemptStart, JobState, NewJob, OrphanResult, WaveEnd, WavePlan
+
+_ORPHAN_KEYS: Final = ("comparison_id", "reason")
 
 
 class Lease:
@@ -37,13 +44,23 @@ class Lease:
         wait: seconds to wait for another holder before giving up.
     """
 
-    def __init__(self, ledger: Ledger, batch_id: str, owner: str, epoch: int, seconds: float) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        batch_id: str,
+        owner: str,
+        epoch: int,
+        seconds: float,
+        *,
+        max_cost_usd: float | None = None,
+    ) -> None:
         self._ledger = ledger
         self._engine = ledger.engine
         self.batch_id = batch_id
         self.owner = owner
         self.epoch = epoch
         self.seconds = seconds
+        self._cost_limit = max_cost_usd
         self._alive_at = time.monotonic()
         self._stop = threading.Event()
         self._lost = threading.Event()
@@ -87,7 +104,8 @@ class Lease:
                 .values(lease_owner=owner, lease_epoch=epoch, lease_since=now, lease_expires_at=now + seconds)
             )
             _mark_lost(connection, batch_id)
-        return cls(ledger, batch_id, owner, epoch, seconds)
+        # fixed at submission, like all settings of a batch
+        return cls(ledger, batch_id, owner, epoch, seconds, max_cost_usd=row["settings"].get("max_cost_usd"))
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._renew_until_stopped, name=f"lease-{self.batch_id}", daemon=True)
@@ -162,11 +180,11 @@ class Lease:
     def _transaction(self) -> Iterator[Connection]:
         started = time.monotonic()
         with write_transaction(self._engine) as connection:
-            row = lock_batch(connection, self.batch_id)
-            if row["lease_epoch"] != self.epoch or row["lease_owner"] != self.owner:
+            row = connection.execute(_LEASE_OF, {"the_batch": self.batch_id}).one_or_none()
+            if row is None or row.lease_epoch != self.epoch or row.lease_owner != self.owner:
                 self._lost.set()
                 raise self._gone()
-            if row["hold_reason"] is None:
+            if row.hold_reason is None:
                 self._held.clear()
             else:
                 self._held.set()
@@ -232,94 +250,199 @@ class Lease:
 
         Raises:
             LeaseLostError: another process has taken over; nothing was recorded.
+            BatchHeldError: a call was to be made of a batch on hold; nothing was recorded.
+            CostExceededError: a call could exceed the batch's `max_cost_usd`; nothing was recorded.
+        """
+        starts = [operation for operation in operations if isinstance(operation, AttemptStart)]
+        ends = [operation for operation in operations if isinstance(operation, AttemptEnd)]
+        with self._transaction() as connection:
+            if starts and self.held_back:
+                raise BatchHeldError(f"batch {self.batch_id} is on hold: nothing more is sent")
+            self._end(connection, ends)
+            self._refuse_cost(connection, starts)
+            started = iter(self._start(connection, starts))
+        return [next(started) if isinstance(o, AttemptStart) else o.attempt_id for o in operations]
+
+    def money_left(self) -> float | None:
+        """US dollars that the batch's `max_cost_usd` leaves for calls not yet made; None without such a limit.
+
+        Raises:
+            LeaseLostError: another process has taken over.
+        """
+        limit = self._cost_limit
+        if limit is None:
+            return None
+        with self._transaction() as connection:
+            return limit - committed_usd(connection, self.batch_id)
+
+    def _refuse_cost(self, connection: Connection, starts: Sequence[AttemptStart]) -> None:
+        if not starts or (limit := self._cost_limit) is None:
+            return
+        committed = committed_usd(connection, self.batch_id)
+        wanted = sum(start.upper_bound_usd or 0.0 for start in starts)
+        if committed + wanted > limit:
+            raise CostExceededError(
+                f"batch {self.batch_id}: {len(starts)} more calls may cost {wanted:.4f} USD after {committed:.4f} USD, "
+                f"which would exceed max_cost_usd {limit:.4f}"
+            )
+
+    # --- provider batch jobs -------------------------------------------------------------------------------------
+
+    def open_job(self, job: NewJob) -> list[int]:
+        """Record a provider batch job and all its calls before it is sent; the attempt ids, in order.
+
+        Raises:
+            LeaseLostError: another process has taken over.
+            CostExceededError: the job could exceed the batch's `max_cost_usd`; nothing was recorded.
         """
         with self._transaction() as connection:
-            return [
-                self._start(connection, operation)
-                if isinstance(operation, AttemptStart)
-                else self._end(connection, operation)
-                for operation in operations
-            ]
-
-    def _start(self, connection: Connection, start: AttemptStart) -> int:
-        inserted = connection.execute(
-            t.attempts.insert()
-            .values(
-                batch_id=self.batch_id,
-                comparison_id=start.comparison_id,
-                number=start.number,
-                lease_epoch=self.epoch,
-                bundle_id=start.bundle_id,
-                provider=start.provider,
-                model=start.model,
-                prompt_sha256=start.prompt_sha256,
-                fence_marker=start.fence_marker,
-                queued_at=start.queued_at,
-                sent_at=utc_now(),
-                upper_bound_usd=start.upper_bound_usd,
-            )
-            .returning(t.attempts.c.attempt_id)
-        )
-        return int(inserted.scalar_one())
-
-    def _end(self, connection: Connection, end: AttemptEnd) -> int:
-        now = utc_now()
-        outcome = AttemptOutcome.JUDGED if end.winner is not None else AttemptOutcome.ERROR
-        closed = connection.execute(
-            t.attempts.update()
-            .where(
-                t.attempts.c.attempt_id == end.attempt_id,
-                t.attempts.c.batch_id == self.batch_id,
-                t.attempts.c.comparison_id == end.comparison_id,
-                t.attempts.c.outcome.is_(None),
-            )
-            .values(
-                finished_at=now,
-                outcome=outcome.value,
-                error_type=end.error_type,
-                http_status=end.http_status,
-                request_id=end.request_id,
-                tokens_input=end.tokens.input,
-                tokens_cache_read=end.tokens.cache_read,
-                tokens_cache_write=end.tokens.cache_write,
-                tokens_output=end.tokens.output,
-                tokens_reasoning=end.tokens.reasoning,
-                latency_seconds=end.latency_seconds,
-                cost_usd=end.cost_usd,
-            )
-        )
-        if closed.rowcount == 0:
-            # the call has its outcome already: an answer counts once, and is kept
-            details = orphan_details(end, self.epoch)
-            insert_orphan(connection, self.batch_id, end.comparison_id, reason="duplicate", source="lease", **details)
-            return end.attempt_id
-        planned = sa.and_(
-            t.comparisons.c.batch_id == self.batch_id,
-            t.comparisons.c.comparison_id == end.comparison_id,
-            t.comparisons.c.status == ComparisonStatus.PLANNED.value,
-        )
-        if end.winner is not None:
+            self._refuse_cost(connection, job.starts)
             connection.execute(
-                t.comparisons.update()
-                .where(planned)
-                .values(
-                    status=ComparisonStatus.JUDGED.value,
-                    winner=end.winner.value,
-                    confidence=end.confidence,
-                    justification=end.justification,
-                    completed_at=now,
+                t.provider_jobs.insert().values(
+                    job_key=job.job_key,
+                    batch_id=self.batch_id,
+                    wave=job.wave,
+                    provider=job.provider,
+                    model=job.model,
+                    items=len(job.starts),
+                    status=JobState.SUBMITTING.value,
+                    created_at=utc_now(),
                 )
             )
-        elif end.final:
-            connection.execute(
-                t.comparisons.update()
-                .where(planned)
-                .values(status=ComparisonStatus.FAILED.value, error_type=end.error_type, completed_at=now)
-            )
-        return end.attempt_id
+            return self._start(connection, job.starts)
 
-    def stop_wave(self, wave: int) -> int:
-        """End a wave that the judge refused for good: unsent comparisons are withdrawn, tried ones fail.
+    def job_accepted(self, job_key: str, provider_job_id: str, expires_at: datetime | None) -> None:
+        """Record that the provider has the job, and under which id.
+
+        Raises:
+            LeaseLostError: another process has taken over.
+        """
+        with self._transaction() as connection:
+            self._update_job(
+                connection,
+                job_key,
+                status=JobState.SUBMITTED.value,
+                provider_job_id=provider_job_id,
+                submitted_at=utc_now(),
+                expires_at=expires_at,
+            )
+
+    def close_job(
+        self,
+        job_key: str,
+        status: JobState,
+        ends: Sequence[AttemptEnd],
+        orphans: Sequence[OrphanResult] = (),
+        *,
+        detail: str | None = None,
+        ended_at: datetime | None = None,
+    ) -> None:
+        """Take a job's results, all or none of them; calls of the job that they leave open become `lost`.
+
+        Args:
+            job_key: the job.
+            status: how it ended.
+            ends: how its calls ended.
+            orphans: results that belong to none of its calls.
+            detail: why it failed, in our words.
+            ended_at: when the provider ended it (aware, UTC).
+
+        Raises:
+            LeaseLostError: another process has taken over.
+        """
+        with self._transaction() as connection:
+            self._end(connection, ends)
+            for orphan in orphans:
+                values = {name: value for name, value in asdict(orphan).items() if name not in _ORPHAN_KEYS}
+                insert_orphan(
+                    connection,
+                    self.batch_id,
+                    orphan.comparison_id,
+                    reason=orphan.reason,
+                    source="provider_job",
+                    **values,
+                )
+            self._update_job(
+                connection, job_key, status=status.value, detail=detail, ended_at=ended_at, closed_at=utc_now()
+            )
+            _mark_lost(connection, self.batch_id)
+
+    def _update_job(self, connection: Connection, job_key: str, **values: Any) -> None:
+        connection.execute(
+            t.provider_jobs.update()
+            .where(t.provider_jobs.c.job_key == job_key, t.provider_jobs.c.batch_id == self.batch_id)
+            .values(**values)
+        )
+
+    def _start(self, connection: Connection, starts: Sequence[AttemptStart]) -> list[int]:
+        if not starts:
+            return []
+        now = utc_now()
+        inserted = connection.execute(
+            t.attempts.insert().returning(t.attempts.c.attempt_id, sort_by_parameter_order=True),
+            [
+                {
+                    "batch_id": self.batch_id,
+                    "comparison_id": start.comparison_id,
+                    "number": start.number,
+                    "lease_epoch": self.epoch,
+                    "bundle_id": start.bundle_id,
+                    "provider": start.provider,
+                    "model": start.model,
+                    "prompt_sha256": start.prompt_sha256,
+                    "fence_marker": start.fence_marker,
+                    "queued_at": start.queued_at,
+                    "sent_at": now,
+                    "upper_bound_usd": start.upper_bound_usd,
+                }
+                for start in starts
+            ],
+        )
+        return [int(attempt_id) for attempt_id in inserted.scalars()]
+
+    def _end(self, connection: Connection, ends: Sequence[AttemptEnd]) -> None:
+        """Close calls and their comparisons; an answer to a call that has its outcome already is kept as an orphan."""
+        if not ends:
+            return
+        a = t.attempts.c
+        still_open = {
+            (row.attempt_id, row.comparison_id)
+            for row in connection.execute(
+                sa.select(a.attempt_id, a.comparison_id).where(
+                    a.batch_id == self.batch_id,
+                    a.attempt_id.in_([end.attempt_id for end in ends]),
+                    a.outcome.is_(None),
+                )
+            )
+        }
+        counted = []
+        for end in ends:
+            call = (end.attempt_id, end.comparison_id)
+            if call in still_open:
+                still_open.remove(call)
+                counted.append(end)
+            else:
+                details = orphan_details(end, self.epoch)
+                insert_orphan(
+                    connection, self.batch_id, end.comparison_id, reason="duplicate", source="lease", **details
+                )
+        if not counted:
+            return
+        now = utc_now()
+        connection.execute(_CLOSE_ATTEMPT, [_closing(end, now) for end in counted])
+        settled = [end for end in counted if end.winner is not None or end.final]
+        if settled:
+            connection.execute(
+                _SETTLE_COMPARISON, [{**_settling(end, now), "the_batch": self.batch_id} for end in settled]
+            )
+
+    def stop_wave(self, wave: int, *, provider_rejected: bool = False, cost_stopped: bool = False) -> int:
+        """End a wave early, saying why: unsent comparisons are withdrawn, tried ones fail.
+
+        Args:
+            wave: the wave.
+            provider_rejected: the judge refused for good.
+            cost_stopped: the next call could exceed the batch's `max_cost_usd`.
 
         Returns:
             How many comparisons were withdrawn.
@@ -332,7 +455,7 @@ class Lease:
             connection.execute(
                 t.waves.update()
                 .where(t.waves.c.batch_id == self.batch_id, t.waves.c.wave == wave)
-                .values(provider_rejected=True)
+                .values(provider_rejected=provider_rejected, cost_stopped=cost_stopped)
             )
         return withdrawn
 
@@ -384,18 +507,24 @@ class Lease:
         """
         with self._transaction() as connection:
             self._refuse_ended(connection)
+            connection.execute(
+                t.provider_jobs.update()
+                .where(open_jobs_of(self.batch_id))
+                .values(status=JobState.ABANDONED.value, closed_at=utc_now())
+            )
             _mark_lost(connection, self.batch_id)
             _settle_pending(connection, self.batch_id)
             self._merge_metadata(connection, metadata or {})
             self._finalise(connection, status, reason)
 
-    def wait_until(self, not_before: Any) -> None:
-        """Ask launches to wait until a moment (aware, UTC).
+    def wait_until(self, not_before: datetime, metadata: dict[str, Any] | None = None) -> None:
+        """Ask launches to wait until a moment (aware, UTC); `metadata` joins what the batch remembers.
 
         Raises:
             LeaseLostError: another process has taken over.
         """
         with self._transaction() as connection:
+            self._merge_metadata(connection, metadata or {})
             self._update(connection, not_before=not_before)
 
     def mark_published(self, as_of: int) -> None:
@@ -444,10 +573,73 @@ class Lease:
         connection.execute(t.batches.update().where(t.batches.c.batch_id == self.batch_id).values(**values))
 
 
+# built once: they run for every answer
+_LEASE_OF: Final = (
+    sa.select(t.batches.c.lease_epoch, t.batches.c.lease_owner, t.batches.c.hold_reason)
+    .where(t.batches.c.batch_id == sa.bindparam("the_batch"))
+    .with_for_update()
+)
+_CLOSED_COLUMNS: Final = (
+    *("finished_at", "outcome", "error_type", "error_detail", "http_status", "request_id", "tokens_input"),
+    *("tokens_cache_read", "tokens_cache_write", "tokens_output", "tokens_reasoning", "latency_seconds", "cost_usd"),
+)
+_CLOSE_ATTEMPT: Final = (
+    t.attempts.update()
+    .where(t.attempts.c.attempt_id == sa.bindparam("the_attempt"))
+    .values({name: sa.bindparam(f"new_{name}") for name in _CLOSED_COLUMNS})
+)
+_SETTLED_COLUMNS: Final = ("status", "winner", "confidence", "justification", "error_type", "completed_at")
+_SETTLE_COMPARISON: Final = (
+    t.comparisons.update()
+    .where(
+        t.comparisons.c.batch_id == sa.bindparam("the_batch"),
+        t.comparisons.c.comparison_id == sa.bindparam("the_comparison"),
+        t.comparisons.c.status == ComparisonStatus.PLANNED.value,
+    )
+    .values({name: sa.bindparam(f"new_{name}") for name in _SETTLED_COLUMNS})
+)
+
+
+def _closing(end: AttemptEnd, now: datetime) -> dict[str, Any]:
+    outcome = AttemptOutcome.JUDGED if end.winner is not None else AttemptOutcome.ERROR
+    return {
+        "the_attempt": end.attempt_id,
+        "new_finished_at": now,
+        "new_outcome": (outcome if end.made else AttemptOutcome.UNSENT).value,
+        "new_error_type": end.error_type,
+        "new_error_detail": end.error_detail,
+        "new_http_status": end.http_status,
+        "new_request_id": end.request_id,
+        "new_tokens_input": end.tokens.input,
+        "new_tokens_cache_read": end.tokens.cache_read,
+        "new_tokens_cache_write": end.tokens.cache_write,
+        "new_tokens_output": end.tokens.output,
+        "new_tokens_reasoning": end.tokens.reasoning,
+        "new_latency_seconds": end.latency_seconds,
+        "new_cost_usd": end.cost_usd,
+    }
+
+
+def _settling(end: AttemptEnd, now: datetime) -> dict[str, Any]:
+    judged = end.winner is not None
+    return {
+        "the_comparison": end.comparison_id,
+        "new_status": (ComparisonStatus.JUDGED if judged else ComparisonStatus.FAILED).value,
+        "new_winner": None if end.winner is None else end.winner.value,
+        "new_confidence": end.confidence,
+        "new_justification": end.justification,
+        "new_error_type": None if judged else end.error_type,
+        "new_completed_at": now,
+    }
+
+
 def _mark_lost(connection: Connection, batch_id: str) -> None:
+    """Give up on calls without an outcome, but not on those of a provider job that is out: it outlives its process."""
+    jobs_out = sa.select(t.provider_jobs.c.job_key).where(open_jobs_of(batch_id))
+    nobodys = sa.or_(t.attempts.c.bundle_id.is_(None), t.attempts.c.bundle_id.not_in(jobs_out))
     connection.execute(
         t.attempts.update()
-        .where(t.attempts.c.batch_id == batch_id, t.attempts.c.outcome.is_(None))
+        .where(t.attempts.c.batch_id == batch_id, t.attempts.c.outcome.is_(None), nobodys)
         .values(
             outcome=AttemptOutcome.LOST.value,
             finished_at=utc_now(),
@@ -463,7 +655,11 @@ def _settle_pending(connection: Connection, batch_id: str) -> int:
     pending = sa.and_(c.batch_id == batch_id, c.status == ComparisonStatus.PLANNED.value)
     sent = (
         sa.select(sa.literal(1))
-        .where(t.attempts.c.batch_id == batch_id, t.attempts.c.comparison_id == c.comparison_id)
+        .where(
+            t.attempts.c.batch_id == batch_id,
+            t.attempts.c.comparison_id == c.comparison_id,
+            t.attempts.c.outcome.is_distinct_from(AttemptOutcome.UNSENT.value),
+        )
         .exists()
     )
     last_error = (

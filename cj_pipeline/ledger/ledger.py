@@ -12,28 +12,39 @@ from typing import Any, Final, Self
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from cj_pipeline.core.completion import coverage
 from cj_pipeline.core.errors import InputError, RequestError
 from cj_pipeline.core.models import (
-    BatchKind,
     BatchState,
     BatchStatus,
     Comparison,
     ComparisonStatus,
     Essay,
     EssayRole,
-    PairMode,
-    Winner,
 )
 from cj_pipeline.ledger import tables as t
 from cj_pipeline.ledger.engine import database_now, make_engine, prepare, read_transaction, write_transaction
 from cj_pipeline.ledger.errors import BatchBusyError, UnknownAssignmentError, UnknownBatchError
+from cj_pipeline.ledger.reading import (
+    batch_record,
+    latest_assignment,
+    open_jobs_of,
+    read_anchors,
+    read_assignment,
+    read_attempts,
+    read_comparison_records,
+    read_comparisons,
+    read_jobs,
+    read_state,
+    read_waves,
+)
 from cj_pipeline.ledger.records import (
     AnchorRecord,
     AssignmentRecord,
     AttemptEnd,
+    AttemptRecord,
     BatchRecord,
     ComparisonRecord,
+    JobRecord,
     NewAssignment,
     NewBatch,
     Registration,
@@ -42,6 +53,9 @@ from cj_pipeline.ledger.records import (
 
 MAX_IDLE_LAUNCHES: Final = 3
 """Launches in a row without a new judgment or publication after which a batch is put on hold."""
+
+JOB_LIFETIME: Final = timedelta(hours=25)
+"""How long a provider batch job whose expiry is unknown may be awaited: both providers give up after 24 hours."""
 
 
 def utc_now() -> datetime:
@@ -89,11 +103,11 @@ class Ledger:
             # serialises registrations of the same assignment on PostgreSQL; SQLite already holds its write lock
             if self.engine.dialect.name == "postgresql":
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext(:id))"), {"id": new.assignment_id})
-            existing = _latest_assignment(connection, new.assignment_id)
+            existing = latest_assignment(connection, new.assignment_id)
             if existing is not None and existing.content_sha256 == content:
                 return Registration(new.assignment_id, existing.revision, changed=False, anchors=len(new.anchors))
             if existing is not None and not replace:
-                problems = _assignment_differences(existing, _anchors(connection, existing), new)
+                problems = _assignment_differences(existing, read_anchors(connection, existing), new)
                 raise RequestError(f"assignment {new.assignment_id} is registered with other content", problems)
             revision = 1 if existing is None else existing.revision + 1
             now = utc_now()
@@ -135,7 +149,7 @@ class Ledger:
         """The newest revision of every assignment, by id."""
         with read_transaction(self.engine) as connection:
             ids = connection.execute(sa.select(t.assignments.c.assignment_id).distinct()).scalars().all()
-            found = [_latest_assignment(connection, assignment_id) for assignment_id in sorted(ids)]
+            found = [latest_assignment(connection, assignment_id) for assignment_id in sorted(ids)]
         return [record for record in found if record is not None]
 
     def assignment(self, assignment_id: str, revision: int | None = None) -> AssignmentRecord:
@@ -146,9 +160,9 @@ class Ledger:
         """
         with read_transaction(self.engine) as connection:
             if revision is None:
-                found = _latest_assignment(connection, assignment_id)
+                found = latest_assignment(connection, assignment_id)
             else:
-                found = _assignment(connection, assignment_id, revision)
+                found = read_assignment(connection, assignment_id, revision)
         if found is None:
             known = ", ".join(record.assignment_id for record in self.assignments()) or "none yet"
             raise UnknownAssignmentError(
@@ -160,7 +174,7 @@ class Ledger:
     def anchors(self, assignment: AssignmentRecord) -> list[AnchorRecord]:
         """The anchors of a revision of an assignment, by reference."""
         with read_transaction(self.engine) as connection:
-            return _anchors(connection, assignment)
+            return read_anchors(connection, assignment)
 
     # --- batches -------------------------------------------------------------------------------------------------
 
@@ -217,6 +231,9 @@ class Ledger:
                             "known_grade": essay.known_grade,
                             "text_sha256": essay.text_sha256,
                             "quality": essay.quality,
+                            "injection_signs": None
+                            if essay.injection_signs is None
+                            else ",".join(essay.injection_signs),
                         }
                         for essay in new.essays
                     ],
@@ -255,7 +272,7 @@ class Ledger:
             .order_by(t.batches.c.created_at, t.batches.c.batch_id)
         )
         with read_transaction(self.engine) as connection:
-            return [_batch_record(row) for row in connection.execute(query).mappings()]
+            return [batch_record(row) for row in connection.execute(query).mappings()]
 
     def essays(self, batch_id: str) -> list[Essay]:
         """The essays of a batch as they were at submission, by id."""
@@ -301,7 +318,35 @@ class Ledger:
     def comparison_records(self, batch_id: str) -> list[ComparisonRecord]:
         """All comparisons of a batch with what their attempts amounted to, in the order of planning."""
         with read_transaction(self.engine) as connection:
-            return _comparison_records(connection, batch_id)
+            return read_comparison_records(connection, batch_id)
+
+    def attempts(self, batch_id: str, comparison_id: str | None = None) -> list[AttemptRecord]:
+        """The calls made for a batch, or for one of its comparisons, oldest first."""
+        with read_transaction(self.engine) as connection:
+            return read_attempts(connection, batch_id, comparison_id)
+
+    def provider_jobs(self, batch_id: str) -> list[JobRecord]:
+        """The provider batch jobs of a batch, oldest first."""
+        with read_transaction(self.engine) as connection:
+            return read_jobs(connection, t.provider_jobs.c.batch_id == batch_id)
+
+    def jobs_out(self, batch_id: str) -> list[JobRecord]:
+        """The provider batch jobs of a batch whose results may still come, oldest first."""
+        with read_transaction(self.engine) as connection:
+            return read_jobs(connection, open_jobs_of(batch_id))
+
+    def injection_signs(self, batch_id: str) -> dict[str, tuple[str, ...] | None]:
+        """Essay id to the signs found in its text that it addresses the judge; None if it was never examined."""
+        query = sa.select(t.batch_essays.c.essay_id, t.batch_essays.c.injection_signs).where(
+            t.batch_essays.c.batch_id == batch_id
+        )
+        with read_transaction(self.engine) as connection:
+            return {
+                row.essay_id: None
+                if row.injection_signs is None
+                else tuple(sign for sign in row.injection_signs.split(",") if sign)
+                for row in connection.execute(query)
+            }
 
     def waves(self, batch_id: str) -> list[WaveRecord]:
         """The waves of a batch, first to last."""
@@ -431,19 +476,24 @@ class Ledger:
             _update_batch(connection, batch_id, **values)
             add_event(connection, batch_id, "reopened", f"was {status.value}: {reason}")
 
-    def claim_launch(self, batch_id: str, *, after: int = 0) -> int | None:
+    def claim_launch(self, batch_id: str, *, after: int = 0, job_over: bool = False) -> int | None:
         """Count a launch of the batch, if it may be launched now; its number, or None.
 
-        The number is above `after` too: the highest that is known to be used, should the ledger be a restored one.
-
         A batch may be launched if it is open, not on hold, not asked to wait, and no live lease is on it. After
-        three launches in a row without a new judgment or publication it is put on hold instead.
+        three launches in a row without a new judgment, publication or provider job, and without having been asked to
+        wait, it is put on hold instead.
+
+        Args:
+            batch_id: the batch.
+            after: the highest launch that is known to be used, should the ledger be a restored one.
+            job_over: the provider batch job it waits for is over, so that there is nothing to wait for any more.
         """
         with write_transaction(self.engine) as connection:
             row = lock_batch(connection, batch_id)
             now = utc_now()
             done = BatchStatus(row["status"]).is_final and row["published_at"] is not None
-            waiting = row["not_before"] is not None and row["not_before"] > now
+            asked_to_wait = row["not_before"] is not None
+            waiting = asked_to_wait and row["not_before"] > now and not job_over
             if done or waiting or row["hold_reason"] is not None or _lease_live(connection, batch_id):
                 return None
             judged = connection.execute(
@@ -451,8 +501,13 @@ class Ledger:
                     t.comparisons.c.batch_id == batch_id, t.comparisons.c.status == ComparisonStatus.JUDGED.value
                 )
             ).scalar_one()
-            mark = f"{judged}:{row['published_as_of']}"
-            idle = row["idle_launches"] + 1 if mark == row["launch_mark"] else 1
+            jobs = connection.execute(
+                sa.select(sa.func.count(), sa.func.count(t.provider_jobs.c.closed_at)).where(
+                    t.provider_jobs.c.batch_id == batch_id
+                )
+            ).one()
+            mark = f"{judged}:{row['published_as_of']}:{jobs[0]}:{jobs[1]}"
+            idle = row["idle_launches"] + 1 if mark == row["launch_mark"] and not asked_to_wait else 1
             if idle > MAX_IDLE_LAUNCHES:
                 _set_hold(
                     connection,
@@ -462,7 +517,15 @@ class Ledger:
                 )
                 return None
             launch = max(int(row["launch"]), after) + 1
-            _update_batch(connection, batch_id, launch=launch, launched_at=now, idle_launches=idle, launch_mark=mark)
+            _update_batch(
+                connection,
+                batch_id,
+                launch=launch,
+                launched_at=now,
+                idle_launches=idle,
+                launch_mark=mark,
+                not_before=None,
+            )
             return launch
 
     def record_orphan(self, batch_id: str, comparison_id: str, *, reason: str, source: str, **details: Any) -> None:
@@ -479,16 +542,22 @@ class Ledger:
         """Batches that were launched since they last moved and have been silent since for their timeout.
 
         Counted from the launch: a batch that waited long for it (its machine was off) still gets its whole timeout.
+        One that was asked to wait, or whose provider batch job is out and has not expired, is not silent.
         """
         silent = []
         for record in self.open_batches():
             if record.status.is_final or record.hold_reason is not None or record.lease_live:
+                continue
+            if (record.not_before is not None and record.not_before > now) or self._job_awaited(record.batch_id, now):
                 continue
             if record.launched_at is None or record.launched_at <= self.last_activity(record.batch_id):
                 continue
             if now - record.launched_at > timedelta(hours=float(record.settings["batch_timeout_hours"])):
                 silent.append(record)
         return silent
+
+    def _job_awaited(self, batch_id: str, now: datetime) -> bool:
+        return any((job.expires_at or job.created_at + JOB_LIFETIME) > now for job in self.jobs_out(batch_id))
 
 
 # --- building blocks, shared with `lease` ------------------------------------------------------------------------
@@ -541,122 +610,6 @@ def orphan_details(end: AttemptEnd, lease_epoch: int) -> dict[str, Any]:
         "tokens_output": end.tokens.output,
         "cost_usd": end.cost_usd,
     }
-
-
-def read_comparisons(connection: Connection, batch_id: str) -> list[Comparison]:
-    """All comparisons of a batch in the order of planning."""
-    c = t.comparisons.c
-    query = sa.select(
-        c.comparison_id, c.wave, c.essay_a, c.essay_b, c.pair_mode, c.status, c.winner, c.confidence
-    ).where(c.batch_id == batch_id)
-    found = [
-        Comparison(
-            comparison_id=row.comparison_id,
-            wave=row.wave,
-            essay_a=row.essay_a,
-            essay_b=row.essay_b,
-            pair_mode=PairMode(row.pair_mode),
-            status=ComparisonStatus(row.status),
-            winner=None if row.winner is None else Winner(row.winner),
-            confidence=row.confidence,
-        )
-        for row in connection.execute(query)
-    ]
-    return sorted(found, key=lambda comparison: comparison.comparison_id)
-
-
-def read_waves(connection: Connection, batch_id: str) -> list[WaveRecord]:
-    """The waves of a batch, first to last."""
-    query = sa.select(t.waves).where(t.waves.c.batch_id == batch_id).order_by(t.waves.c.wave)
-    return [_wave_record(row) for row in connection.execute(query).mappings()]
-
-
-def read_state(connection: Connection, batch_id: str) -> BatchState:
-    """The batch's state, counted from its rows.
-
-    Raises:
-        UnknownBatchError: no such batch.
-    """
-    budget = connection.execute(
-        sa.select(t.batches.c.batch_id, t.batches.c.total_budget).where(t.batches.c.batch_id == batch_id)
-    ).one_or_none()
-    if budget is None:
-        raise UnknownBatchError(f"no batch {batch_id[:80]!r} in the ledger: `cj status` lists the batches")
-    nodes = (
-        connection.execute(sa.select(t.batch_essays.c.essay_id).where(t.batch_essays.c.batch_id == batch_id))
-        .scalars()
-        .all()
-    )
-    found = read_comparisons(connection, batch_id)
-    waves = read_waves(connection, batch_id)
-    counts = dict.fromkeys(ComparisonStatus, 0)
-    pending_waves = set()
-    for comparison in found:
-        counts[comparison.status] += 1
-        if comparison.status is ComparisonStatus.PLANNED:
-            pending_waves.add(comparison.wave)
-    covered = coverage(nodes, found, (wave.pair_mode for wave in waves if wave.wave not in pending_waves))
-    last = waves[-1] if waves else None
-    return BatchState(
-        batch_id=batch_id,
-        node_count=len(nodes),
-        total_budget=budget.total_budget,
-        submitted=len(found) - counts[ComparisonStatus.WITHDRAWN],
-        judged=counts[ComparisonStatus.JUDGED],
-        failed=counts[ComparisonStatus.FAILED],
-        pending=counts[ComparisonStatus.PLANNED],
-        max_possible_pairs=covered.max_possible_pairs,
-        successful_pairs=covered.successful_pairs_count,
-        resampling_passes=covered.resampling_pass_count,
-        wave_cut_by_budget=last is not None and last.cut_by_budget,
-        max_score_change=None if last is None else last.max_score_change,
-        provider_rejected=last is not None and last.provider_rejected,
-    )
-
-
-def _wave_record(row: sa.RowMapping) -> WaveRecord:
-    values = {name: row[name] for name in WaveRecord.__dataclass_fields__}
-    values["pair_mode"] = PairMode(row["pair_mode"])
-    return WaveRecord(**values)
-
-
-def _batch_record(row: sa.RowMapping) -> BatchRecord:
-    values = {name: row[name] for name in BatchRecord.__dataclass_fields__}
-    values["kind"] = BatchKind(row["kind"])
-    values["status"] = BatchStatus(row["status"])
-    values["lease_live"] = bool(row["lease_live"])
-    return BatchRecord(**values)
-
-
-def _assignment(connection: Connection, assignment_id: str, revision: int) -> AssignmentRecord | None:
-    query = sa.select(t.assignments).where(
-        t.assignments.c.assignment_id == assignment_id, t.assignments.c.revision == revision
-    )
-    row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else AssignmentRecord(**row)
-
-
-def _latest_assignment(connection: Connection, assignment_id: str) -> AssignmentRecord | None:
-    newest = connection.execute(
-        sa.select(sa.func.max(t.assignments.c.revision)).where(t.assignments.c.assignment_id == assignment_id)
-    ).scalar()
-    return None if newest is None else _assignment(connection, assignment_id, newest)
-
-
-def _anchors(connection: Connection, assignment: AssignmentRecord) -> list[AnchorRecord]:
-    query = (
-        sa.select(t.anchor_essays, t.texts.c.word_count)
-        .join(t.texts, t.texts.c.text_sha256 == t.anchor_essays.c.text_sha256)
-        .where(
-            t.anchor_essays.c.assignment_id == assignment.assignment_id,
-            t.anchor_essays.c.revision == assignment.revision,
-        )
-        .order_by(t.anchor_essays.c.anchor_ref)
-    )
-    return [
-        AnchorRecord(**{name: row[name] for name in AnchorRecord.__dataclass_fields__})
-        for row in connection.execute(query).mappings()
-    ]
 
 
 def _content_sha256(new: NewAssignment) -> str:
@@ -747,66 +700,3 @@ def _lease_live(connection: Connection, batch_id: str) -> bool:
 def _refuse_live_lease(connection: Connection, batch_id: str) -> None:
     if _lease_live(connection, batch_id):
         raise BatchBusyError(f"batch {batch_id} is being written by another process: `cj hold {batch_id}` first")
-
-
-def _comparison_records(connection: Connection, batch_id: str) -> list[ComparisonRecord]:
-    a, c = t.attempts.c, t.comparisons.c
-    finished = sa.case((a.outcome.is_not(None), 1))
-    totals = (
-        sa.select(
-            a.comparison_id,
-            sa.func.count().label("attempts"),
-            sa.func.count(sa.case((a.outcome == "lost", 1))).label("lost_attempts"),
-            sa.func.count(sa.case((a.outcome == "error", 1))).label("failed_attempts"),
-            sa.func.count(finished).label("finished"),
-            sa.func.count(a.cost_usd).label("priced"),
-            sa.func.sum(a.cost_usd).label("cost_usd"),
-            sa.func.sum(sa.func.coalesce(a.tokens_input, 0)).label("tokens_in"),
-            sa.func.sum(sa.func.coalesce(a.tokens_output, 0)).label("tokens_out"),
-            sa.func.min(a.sent_at).label("submitted_at"),
-            sa.func.max(a.attempt_id).label("last_attempt"),
-        )
-        .where(a.batch_id == batch_id)
-        .group_by(a.comparison_id)
-        .subquery()
-    )
-    last = t.attempts.alias()
-    query = (
-        sa.select(t.comparisons, totals, last.c.provider, last.c.model, last.c.prompt_sha256)
-        .outerjoin(totals, totals.c.comparison_id == c.comparison_id)
-        .outerjoin(last, last.c.attempt_id == totals.c.last_attempt)
-        .where(c.batch_id == batch_id)
-    )
-    records = [
-        ComparisonRecord(
-            comparison_id=row.comparison_id,
-            wave=row.wave,
-            essay_a=row.essay_a,
-            essay_b=row.essay_b,
-            pair_mode=row.pair_mode,
-            status=row.status,
-            winner=row.winner,
-            confidence=row.confidence,
-            justification=row.justification,
-            error_type=row.error_type,
-            provider=row.provider,
-            model=row.model,
-            prompt_sha256=row.prompt_sha256,
-            tokens_in=int(row.tokens_in or 0),
-            tokens_out=int(row.tokens_out or 0),
-            cost_usd=_total_cost(row),
-            submitted_at=row.submitted_at,
-            completed_at=row.completed_at,
-            attempts=row.attempts or 0,
-            lost_attempts=row.lost_attempts or 0,
-            failed_attempts=row.failed_attempts or 0,
-        )
-        for row in connection.execute(query)
-    ]
-    return sorted(records, key=lambda record: record.comparison_id)
-
-
-def _total_cost(row: Any) -> float | None:
-    if not row.attempts:
-        return 0.0
-    return row.cost_usd if row.priced == row.finished and row.finished else None

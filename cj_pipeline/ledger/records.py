@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from cj_pipeline.core.models import BatchKind, BatchStatus, EssayRole, PairMode, PlannedPair, Winner
@@ -83,6 +84,7 @@ class NewEssay:
     text_sha256: str
     known_grade: str | None = None
     quality: float | None = None
+    injection_signs: tuple[str, ...] | None = None
     text: str | None = field(default=None, repr=False)
     word_count: int = 0
 
@@ -154,6 +156,7 @@ class WaveRecord:
     pair_mode: PairMode
     cut_by_budget: bool
     provider_rejected: bool
+    cost_stopped: bool
     started_at: datetime
     ended_at: datetime | None
     callbacks: int | None
@@ -225,7 +228,11 @@ class AttemptStart:
 
 @dataclass(frozen=True)
 class AttemptEnd:
-    """How a call ended: with a winner, or with an error type. `final` fails the comparison with it."""
+    """How a call ended: with a winner, or with an error type.
+
+    `final` fails the comparison with it. `made` is false for a call that never reached the judge, although it was
+    recorded: it counts as unsent, not as an attempt.
+    """
 
     attempt_id: int
     comparison_id: str
@@ -233,12 +240,108 @@ class AttemptEnd:
     confidence: int | None = None
     justification: str | None = field(default=None, repr=False)
     error_type: str | None = None
+    error_detail: str | None = None
     final: bool = False
+    made: bool = True
     http_status: int | None = None
     request_id: str | None = None
     tokens: TokenCounts = TokenCounts()
     latency_seconds: float | None = None
     cost_usd: float | None = None
+
+
+class JobState(StrEnum):
+    """Where a provider batch job stands in the ledger. All but the first two are closed."""
+
+    SUBMITTING = "submitting"  # about to be sent, or sent without an answer
+    SUBMITTED = "submitted"  # accepted by the provider
+    COMPLETED = "completed"  # results taken
+    EXPIRED = "expired"  # results taken of what the provider got to
+    CANCELLED = "cancelled"  # results taken of what was judged by then
+    FAILED = "failed"  # refused by the provider as a whole
+    ABSENT = "absent"  # sent without an answer, and not found at the provider
+    ABANDONED = "abandoned"  # its batch ended without waiting for it
+
+    @property
+    def is_out(self) -> bool:
+        """Whether results may still come."""
+        return self in (JobState.SUBMITTING, JobState.SUBMITTED)
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A provider batch job about to be submitted, with the calls it stands for."""
+
+    job_key: str
+    wave: int
+    provider: str
+    model: str
+    starts: "tuple[AttemptStart, ...]"
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A provider batch job as the ledger has it."""
+
+    job_key: str
+    batch_id: str
+    wave: int
+    provider: str
+    model: str
+    items: int
+    status: JobState
+    provider_job_id: str | None
+    detail: str | None
+    created_at: datetime
+    submitted_at: datetime | None
+    expires_at: datetime | None
+    ended_at: datetime | None
+    closed_at: datetime | None
+
+
+@dataclass(frozen=True)
+class OrphanResult:
+    """A result that belongs to no call that waits for it."""
+
+    comparison_id: str
+    reason: str
+    winner: str | None = None
+    confidence: int | None = None
+    error_type: str | None = None
+    request_id: str | None = None
+    tokens_input: int | None = None
+    tokens_output: int | None = None
+    cost_usd: float | None = None
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """A call as the ledger has it."""
+
+    attempt_id: int
+    comparison_id: str
+    number: int
+    bundle_id: str | None
+    provider: str
+    model: str
+    prompt_sha256: str
+    fence_marker: str | None
+    queued_at: datetime
+    sent_at: datetime
+    finished_at: datetime | None
+    outcome: str | None
+    error_type: str | None
+    error_detail: str | None
+    http_status: int | None
+    request_id: str | None
+    tokens_input: int | None
+    tokens_cache_read: int | None
+    tokens_cache_write: int | None
+    tokens_output: int | None
+    tokens_reasoning: int | None
+    latency_seconds: float | None
+    upper_bound_usd: float | None
+    cost_usd: float | None
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,8 @@ batch_essays: Final = sa.Table(
     sa.Column("known_grade", sa.String(32), nullable=True),
     sa.Column("text_sha256", sa.ForeignKey("texts.text_sha256"), nullable=False),
     sa.Column("quality", sa.Double, nullable=True),
+    # comma separated names of signs; '' for none, null for never examined
+    sa.Column("injection_signs", sa.Text, nullable=True),
     sa.CheckConstraint("role IN ('student', 'anchor')", name="role_known"),
     sa.CheckConstraint("role <> 'anchor' OR known_grade IS NOT NULL", name="anchor_has_grade"),
 )
@@ -148,6 +150,7 @@ waves: Final = sa.Table(
     sa.Column("pair_mode", sa.String(16), nullable=False),
     sa.Column("cut_by_budget", sa.Boolean, nullable=False),
     sa.Column("provider_rejected", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("cost_stopped", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("started_at", UTC, nullable=False),
     sa.Column("ended_at", UTC, nullable=True),
     sa.Column("callbacks", sa.Integer, nullable=True),
@@ -215,6 +218,7 @@ attempts: Final = sa.Table(
     sa.Column("finished_at", UTC, nullable=True),
     sa.Column("outcome", sa.String(16), nullable=True),
     sa.Column("error_type", sa.String(64), nullable=True),
+    sa.Column("error_detail", sa.Text, nullable=True),
     sa.Column("http_status", sa.Integer, nullable=True),
     sa.Column("request_id", sa.String(128), nullable=True),
     sa.Column("tokens_input", sa.Integer, nullable=True),
@@ -227,8 +231,9 @@ attempts: Final = sa.Table(
     sa.Column("cost_usd", sa.Double, nullable=True),
     sa.ForeignKeyConstraint(["batch_id", "comparison_id"], ["comparisons.batch_id", "comparisons.comparison_id"]),
     sa.CheckConstraint("number >= 1", name="number_positive"),
-    sa.CheckConstraint("outcome IN ('judged', 'error', 'lost')", name="outcome_known"),
+    sa.CheckConstraint("outcome IN ('judged', 'error', 'lost', 'unsent')", name="outcome_known"),
     sa.Index("ix_attempts_batch_id_comparison_id", "batch_id", "comparison_id"),
+    sa.Index("ix_attempts_bundle_id", "batch_id", "bundle_id"),
     sa.Index(
         "uq_attempts_one_open",
         "batch_id",
@@ -245,6 +250,33 @@ attempts: Final = sa.Table(
         sqlite_where=sa.text("outcome = 'judged'"),
         postgresql_where=sa.text("outcome = 'judged'"),
     ),
+)
+
+# the attempts of a job carry its key as their bundle_id
+provider_jobs: Final = sa.Table(
+    "provider_jobs",
+    metadata,
+    sa.Column("job_key", sa.String(64), primary_key=True),
+    sa.Column("batch_id", sa.String(64), nullable=False),
+    sa.Column("wave", sa.Integer, nullable=False),
+    sa.Column("provider", sa.String(64), nullable=False),
+    sa.Column("model", sa.String(128), nullable=False),
+    sa.Column("items", sa.Integer, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("provider_job_id", sa.String(128), nullable=True),
+    sa.Column("detail", sa.Text, nullable=True),
+    sa.Column("created_at", UTC, nullable=False),
+    sa.Column("submitted_at", UTC, nullable=True),
+    sa.Column("expires_at", UTC, nullable=True),
+    sa.Column("ended_at", UTC, nullable=True),
+    sa.Column("closed_at", UTC, nullable=True),
+    sa.ForeignKeyConstraint(["batch_id", "wave"], ["waves.batch_id", "waves.wave"]),
+    sa.CheckConstraint("items >= 1", name="items_positive"),
+    sa.CheckConstraint(
+        "status IN ('submitting', 'submitted', 'completed', 'expired', 'cancelled', 'failed', 'absent', 'abandoned')",
+        name="status_known",
+    ),
+    sa.Index("ix_provider_jobs_batch_id", "batch_id"),
 )
 
 orphan_results: Final = sa.Table(

@@ -45,7 +45,20 @@ ASSIGNMENT_KEYS: Final = (
     "system_prompt",
     "grade_scale_definition",
 )
-BATCH_KEYS: Final = ("assignment", "batch_id", "judge", "kind", "max_comparisons", "overrides")
+BATCH_KEYS: Final = (
+    "assignment",
+    "batch_id",
+    "judge",
+    "kind",
+    "max_comparisons",
+    "model",
+    "overrides",
+    "provider",
+    "rubric",
+    "system_prompt",
+)
+# key of batch.yaml that names a file → the override its text becomes
+_PROMPT_FILES: Final = {"system_prompt": "system_prompt", "rubric": "judge_rubric"}
 
 
 @dataclass(frozen=True)
@@ -314,7 +327,7 @@ def read_batch(
         assignment_id: the assignment that the batch belongs to.
         batch_id: its id; unless given, the name of the folder or table.
         overrides: settings the batch brings along, by field of `BatchOverrides`; None counts as not given.
-        judge: the judge's profile.
+        judge: a simulated judge, or PROVIDER/MODEL; batch.yaml may say `judge`, or `provider` and `model`.
         kind: what the batch is for. Only a `calibration` may come without essays: it judges anchors.
         further_problems: asked with what could be read, so that what it finds is listed together with the files'
             own problems.
@@ -334,7 +347,7 @@ def read_batch(
     stated_batch_id = _batch_id(source, batch_id, raw, problems)
     stated_assignment = _assignment_id(assignment_id, raw, problems)
     stated_judge = _judge(judge, raw, problems)
-    stated_overrides = _overrides(raw, overrides or {}, problems)
+    stated_overrides = _overrides({**raw, **_prompt_overrides(source, raw, problems)}, overrides or {}, problems)
     reading: list[str] = []
     with noted(reading):
         drafts = folder_drafts(source, reading) if is_folder else file_drafts(source, reading)
@@ -406,11 +419,39 @@ def _assignment_id(argument: str | None, raw: Mapping[str, Any], problems: list[
 
 
 def _judge(argument: str | None, raw: Mapping[str, Any], problems: list[str]) -> str | None:
-    if argument is not None or raw.get("judge") is None:
+    if argument is not None:
         return argument
     with noted(problems):
-        return required_text(raw, "judge", "batch.yaml")
+        named = required_text(raw, "judge", "batch.yaml") if raw.get("judge") is not None else None
+        if raw.get("provider") is None and raw.get("model") is None:
+            return named
+        spelt = f"{required_text(raw, 'provider', 'batch.yaml')}/{required_text(raw, 'model', 'batch.yaml')}"
+        if named is not None and named != spelt:
+            raise InputError("batch.yaml: judge and provider/model are both stated, differently: keep one")
+        return spelt
     return None
+
+
+def _prompt_overrides(source: Path, raw: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """`overrides` of batch.yaml with the texts of the prompt files it names, which lie in subfolders."""
+    texts: dict[str, Any] = {}
+    for key, override in _PROMPT_FILES.items():
+        if raw.get(key) is None:
+            continue
+        with noted(problems):
+            path = source / required_text(raw, key, "batch.yaml")
+            inside(path, source)
+            if path.parent.resolve() == source.resolve():
+                raise InputError(
+                    f"batch.yaml: {key} names a file among the essays: put it into a subfolder, e.g. prompts/{key}.txt"
+                )
+            if not path.is_file():
+                raise InputError(f"batch.yaml: {key}: there is no file {quoted(str(raw[key]))} in the batch's folder")
+            texts[override] = read_document(path, source)
+    filed = raw.get("overrides")
+    if not texts or not isinstance(filed, Mapping | None):
+        return {}
+    return {"overrides": {**(filed or {}), **texts}}
 
 
 def _overrides(raw: Mapping[str, Any], arguments: Mapping[str, Any], problems: list[str]) -> BatchOverrides:

@@ -8,50 +8,39 @@ business, SQL is the ledger's.
 import asyncio
 import os
 import queue
-import random
 import socket
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Final
 
 from cj_pipeline.core.bradley_terry import compute_bt_scores_and_se, max_score_change
 from cj_pipeline.core.completion import Decision, decide, is_small_net
 from cj_pipeline.core.diagnostics import bt_quality_flags
 from cj_pipeline.core.models import (
+    BatchingMode,
     BatchKind,
     BatchState,
     BatchStatus,
     Comparison,
-    ComparisonStatus,
     Essay,
     PairMode,
 )
-from cj_pipeline.core.pairing import plan_wave, wave_size
-from cj_pipeline.judges.catalogue import open_judge
-from cj_pipeline.judges.errors import Fate, JudgeError
-from cj_pipeline.judges.prompts import DEFAULT_SYSTEM_PROMPT, JudgeInstructions, build_prompt
-from cj_pipeline.judges.protocol import Judge, JudgeRequest, SimulatedTruth, Usage
+from cj_pipeline.core.pairing import plan_single_wave, plan_wave, wave_size
+from cj_pipeline.judges.protocol import Judge
 from cj_pipeline.ledger import Lease, LeaseLostError, Ledger
-from cj_pipeline.ledger.records import (
-    AttemptEnd,
-    AttemptStart,
-    BatchRecord,
-    TokenCounts,
-    WaveEnd,
-    WavePlan,
-    WaveRecord,
-)
+from cj_pipeline.ledger.records import AttemptEnd, BatchRecord, WaveEnd, WavePlan, WaveRecord
 from cj_pipeline.logs import get_logger
 from cj_pipeline.settings import BatchTunables, CJSettings
-from cj_pipeline.workflow.recorder import Recorder
+from cj_pipeline.workflow.dispatch import Bench, Breaker, Dispatched, Dispatcher, planned_tasks
+from cj_pipeline.workflow.jobs import JobRunner, Wait
+from cj_pipeline.workflow.judging import open_batch_judge
 
-BACKOFF_SECONDS: Final = 0.5
-BACKOFF_LIMIT_SECONDS: Final = 30.0
 MIN_STUDENTS: Final = 2
 
 
@@ -60,6 +49,7 @@ class Outcome(StrEnum):
 
     FINAL = "final"  # nothing is left to judge
     PAUSED = "paused"  # waves_per_run or seconds_per_run reached
+    WAITING = "waiting"  # the batch asked to wait: a provider batch job is out, or the provider keeps failing
     HELD = "held"  # someone put the batch on hold
     INTERRUPTED = "interrupted"  # this process was asked to stop
 
@@ -102,6 +92,7 @@ class Advance:
     stop_reason: str | None
     waves: int
     judged: int
+    waiting: Wait | None = None
 
 
 def process_owner(run_id: str | None = None) -> str:
@@ -156,7 +147,15 @@ def advance_batch(
         loop = _WaveLoop(ledger, lease, settings, judge, stopping)
         outcome = _run_in_thread(loop, stopping, settings, on_event or (lambda _event: None))
     after = ledger.batch(batch_id)
-    return Advance(batch_id, outcome, after.status, after.stop_reason, waves=loop.waves_ended, judged=loop.judged)
+    return Advance(
+        batch_id,
+        outcome,
+        after.status,
+        after.stop_reason,
+        waves=loop.waves_ended,
+        judged=loop.judged,
+        waiting=loop.waiting,
+    )
 
 
 def _run_in_thread(
@@ -228,23 +227,38 @@ class _WaveLoop:
         self._tunables = BatchTunables.model_validate(self._batch.settings)
         self._essays: dict[str, Essay] = {essay.essay_id: essay for essay in ledger.essays(lease.batch_id)}
         self._opened_judge = judge is None
-        self._judge = judge or open_judge(
-            self._batch.judge_profile,
-            seed=self._tunables.pair_generation_seed,
-            latency=settings.simulated_latency,
-        )
-        self._instructions = _instructions(ledger, self._batch)
-        self._texts: dict[str, str] = {}
+        self._judge = judge or open_batch_judge(self._batch, settings)
         self._log = get_logger(batch_id=lease.batch_id, correlation_id=self._batch.correlation_id)
         self._started = time.monotonic()
-        self._rejected: JudgeError | None = None
-        self._broken = False
-        self._warm = False
         self._counts = Counter[str]()
+        self.waiting: Wait | None = None
+        self._breaker = Breaker(
+            self._tunables.breaker_failures,
+            self._tunables.breaker_pause_seconds,
+            opened=int(self._batch.processing_metadata.get("breaker_opened", 0)),
+        )
+
+    @cached_property
+    def _bench(self) -> Bench:
+        # texts are read once something is to be judged
+        return Bench.of_batch(self._ledger, self._lease, self._settings, self._judge)
+
+    @cached_property
+    def _dispatcher(self) -> Dispatcher:
+        return Dispatcher(self._bench, self._breaker, lambda: self._asked_to_stop, self._tell)
+
+    @cached_property
+    def _jobs(self) -> JobRunner:
+        return JobRunner(self._bench, self._breaker, self._tell)
+
+    @property
+    def _in_one_wave(self) -> bool:
+        """Whether everything is planned at once, for a provider batch job."""
+        return self._tunables.llm_batching_mode is BatchingMode.PROVIDER_BATCH_API
 
     @property
     def _asked_to_stop(self) -> bool:
-        return self._stopping.is_set() or self._broken or self._lease.held_back or self._lease.lost
+        return self._stopping.is_set() or self._lease.held_back or self._lease.lost
 
     async def run(self) -> Outcome:
         """Step until nothing is left to do here. Between waves no call is in flight, so blocking is harmless."""
@@ -272,8 +286,7 @@ class _WaveLoop:
             return Outcome.FINAL
         waves = self._ledger.waves(self.batch_id)
         if state.pending:
-            await self._judge_wave(waves[-1], state)
-            return None
+            return await self._judge_wave(waves[-1], state)
         if waves and waves[-1].ended_at is None:
             return Outcome.FINAL if self._end_wave(waves, state) else None
         if self._limit_reached():
@@ -295,10 +308,21 @@ class _WaveLoop:
 
     def _plan_wave(self, waves: list[WaveRecord], state: BatchState) -> Outcome | None:
         # a reopened batch arrives here with a final decision behind it: what refused it then is forgiven now
-        decision = decide(state.model_copy(update={"provider_rejected": False}), self._tunables)
+        forgiven = state.model_copy(update={"provider_rejected": False, "cost_spent": False})
+        decision = decide(forgiven, self._tunables, single_wave=self._in_one_wave and bool(waves))
         if state.submitted >= (state.total_budget or 0) and decision.status is not None:
             self._lease.finalise(decision.status, decision.reason)
             return Outcome.FINAL
+        plan = self._single_wave(waves, state) if self._in_one_wave else self._next_wave(waves, state)
+        if not plan.pairs and decision.status is not None:
+            # a reopened small net whose passes are used up
+            self._lease.finalise(decision.status, decision.reason)
+            return Outcome.FINAL
+        self._lease.plan_wave(plan)
+        return None
+
+    def _next_wave(self, waves: list[WaveRecord], state: BatchState) -> WavePlan:
+        """The pairs between here and the next look at stability."""
         mode = PairMode.RESAMPLING if state.unique_coverage_complete else PairMode.COVERAGE
         budget_left = (state.total_budget or 0) - state.submitted
         size = wave_size(
@@ -321,154 +345,73 @@ class _WaveLoop:
             small_net=is_small_net(len(self._essays), self._tunables),
             balance_positions=self._tunables.enable_comparison_position_balancing,
         )
-        self._lease.plan_wave(WavePlan(number, mode, size.cut_by_budget, tuple(pairs)))
-        return None
+        return WavePlan(number, mode, size.cut_by_budget, tuple(pairs))
+
+    def _single_wave(self, waves: list[WaveRecord], state: BatchState) -> WavePlan:
+        """Everything up to the budget, or to a small net's cap."""
+        number = len(waves) + 1
+        small = is_small_net(len(self._essays), self._tunables)
+        pairs = plan_single_wave(
+            sorted(self._essays),
+            self._ledger.comparisons(self.batch_id),
+            budget_left=(state.total_budget or 0) - state.submitted,
+            least=self._tunables.comparisons_per_stability_check_iteration,
+            passes=self._tunables.max_resampling_passes_for_small_net if small else None,
+            seed=self._tunables.pair_generation_seed,
+            batch_id=self.batch_id,
+            wave=number,
+            balance_positions=self._tunables.enable_comparison_position_balancing,
+        )
+        mode = PairMode.RESAMPLING if state.unique_coverage_complete else PairMode.COVERAGE
+        return WavePlan(number, mode, cut_by_budget=False, pairs=tuple(pairs))
 
     # --- judging -------------------------------------------------------------------------------------------------
 
-    async def _judge_wave(self, wave: WaveRecord, state: BatchState) -> None:
-        records = self._ledger.comparison_records(self.batch_id)
-        failed_calls = {record.comparison_id: record.failed_attempts for record in records}
-        history = self._ledger.comparisons(self.batch_id)
-        repeats = _repeats(history)
-        pending = deque(
-            (comparison, failed_calls[comparison.comparison_id] + 1, repeats[comparison.comparison_id])
-            for comparison in history
-            if comparison.status is ComparisonStatus.PLANNED
-        )
-        self._texts = self._texts or self._ledger.texts(self.batch_id)
+    async def _judge_wave(self, wave: WaveRecord, state: BatchState) -> Outcome | None:
+        """Get the wave's comparisons answered, by calls or by a provider batch job."""
+        tasks = planned_tasks(self._ledger, self.batch_id)
         self._counts = Counter(judged=state.judged, failed=state.failed)
-        self._rejected = None
-        with Recorder(self._ledger, self._lease) as recorder:
-
-            async def slot() -> None:
-                while pending and not self._asked_to_stop and self._rejected is None:
-                    comparison, number, repeat = pending.popleft()
-                    await self._judge_one(recorder, comparison, number, repeat)
-
-            if not self._warm:
-                # the first call goes alone: it warms the provider's cache, and a wrong key costs one failure, not many
-                comparison, number, repeat = pending.popleft()
-                await self._until_stopped([asyncio.create_task(self._judge_one(recorder, comparison, number, repeat))])
-                self._warm = True
-            slots = min(self._tunables.judge_concurrency, len(pending))
-            await self._until_stopped([asyncio.create_task(slot()) for _ in range(slots)])
-        if self._rejected is not None and not self._lease.lost:
-            withdrawn = self._lease.stop_wave(wave.wave)
-            self._log.error(
-                "judge refused for good; wave stopped",
-                wave=wave.wave,
-                error_type=self._rejected.error_type,
-                http_status=self._rejected.http_status,
-                withdrawn=withdrawn,
+        done: Dispatched | Wait
+        if self._in_one_wave:
+            done = await self._jobs.step(wave.wave, tasks)
+        else:
+            done = await self._dispatcher.run(wave.wave, tasks)
+        if self._lease.lost:
+            return None
+        if isinstance(done, Wait):
+            return self._wait(done)
+        if done.stopped:
+            self._stop_wave(wave, done)
+        elif self._breaker.is_open:
+            pause = self._breaker.pause_seconds or 0.0
+            kind = self._breaker.error.error_type if self._breaker.error else "judge_error"
+            return self._wait(
+                Wait(datetime.now(UTC) + timedelta(seconds=pause), f"the provider keeps failing ({kind})")
             )
+        return None
 
-    async def _until_stopped(self, tasks: "list[asyncio.Task[None]]") -> None:
-        """Wait for the tasks; once asked to stop, for the grace period at most. Their first error is raised."""
-        if not tasks:
+    def _stop_wave(self, wave: WaveRecord, done: Dispatched) -> None:
+        withdrawn = self._lease.stop_wave(
+            wave.wave, provider_rejected=done.rejected is not None, cost_stopped=done.rejected is None
+        )
+        if done.rejected is None:
+            self._log.warning("max_cost_usd reached; wave stopped", wave=wave.wave, withdrawn=withdrawn)
             return
-        waiting: set[asyncio.Task[None]] = set(tasks)
-        deadline: float | None = None
-        while waiting:
-            done, waiting = await asyncio.wait(waiting, timeout=0.1, return_when=asyncio.FIRST_EXCEPTION)
-            errors = [task.exception() for task in done if not task.cancelled() and task.exception() is not None]
-            if errors:
-                # the others' answers are paid for: they are awaited like on an interrupt
-                self._broken = True
-                if waiting:
-                    await asyncio.wait(waiting, timeout=self._settings.interrupt_grace_seconds)
-                for task in waiting:
-                    task.cancel()
-                await asyncio.gather(*waiting, return_exceptions=True)
-                raise errors[0]  # type: ignore[misc]
-            if self._asked_to_stop and deadline is None:
-                deadline = time.monotonic() + self._settings.interrupt_grace_seconds
-            if deadline is not None and time.monotonic() >= deadline:
-                for task in waiting:
-                    task.cancel()
-                await asyncio.gather(*waiting, return_exceptions=True)
-                return
-
-    async def _judge_one(self, recorder: Recorder, comparison: Comparison, number: int, repeat: int) -> None:
-        queued_at = datetime.now(UTC)
-        while not self._asked_to_stop and self._rejected is None:
-            prompt = build_prompt(self._instructions, self._texts[comparison.essay_a], self._texts[comparison.essay_b])
-            request = JudgeRequest(
-                comparison_id=comparison.comparison_id,
-                prompt=prompt,
-                repeat=repeat,
-                attempt=number,
-                truth=self._truth(comparison),
-            )
-            identity = self._judge.identity
-            start = AttemptStart(
-                comparison_id=comparison.comparison_id,
-                number=number,
-                provider=identity.provider,
-                model=identity.model,
-                prompt_sha256=prompt.sha256,
-                fence_marker=prompt.fence_marker,
-                queued_at=queued_at,
-                bundle_id=None,
-                upper_bound_usd=self._judge.upper_bound_usd(prompt),
-            )
-            attempt_id = await recorder.commit(start)
-            self._lease.check_fresh()
-            end = await self._call(request, attempt_id, number)
-            await recorder.commit(end)
-            self._tell(comparison, end)
-            if end.winner is not None or end.final:
-                return
-            number += 1
-            await self._back_off(number)
-
-    async def _call(self, request: JudgeRequest, attempt_id: int, number: int) -> AttemptEnd:
-        started = time.monotonic()
-        try:
-            answer = await self._judge.judge(request)
-        except JudgeError as error:
-            if error.fate is Fate.REJECT:
-                self._rejected = error
-            unpriced = 0.0 if self._judge.identity.simulated else None
-            return AttemptEnd(
-                attempt_id=attempt_id,
-                comparison_id=request.comparison_id,
-                winner=None,
-                error_type=error.error_type,
-                final=error.fate is not Fate.RETRY or number >= self._tunables.max_judgment_attempts,
-                http_status=error.http_status,
-                request_id=error.request_id,
-                tokens=_token_counts(error.usage),
-                latency_seconds=time.monotonic() - started,
-                cost_usd=unpriced if error.cost_usd is None else error.cost_usd,
-            )
-        return AttemptEnd(
-            attempt_id=attempt_id,
-            comparison_id=request.comparison_id,
-            winner=answer.winner,
-            confidence=answer.confidence,
-            justification=answer.justification,
-            request_id=answer.request_id,
-            tokens=_token_counts(answer.usage),
-            latency_seconds=answer.latency_seconds,
-            cost_usd=answer.cost_usd,
+        self._log.error(
+            "judge refused for good; wave stopped",
+            wave=wave.wave,
+            error_type=done.rejected.error_type,
+            http_status=done.rejected.http_status,
+            detail=str(done.rejected),
+            withdrawn=withdrawn,
         )
 
-    async def _back_off(self, number: int) -> None:
-        """Exponential backoff with full jitter, left early when asked to stop; none for a judge without latency."""
-        if self._judge.identity.simulated and not self._settings.simulated_latency:
-            return
-        longest = min(BACKOFF_LIMIT_SECONDS, BACKOFF_SECONDS * 2 ** (number - 1))
-        deadline = time.monotonic() + random.uniform(longest / 2, longest)
-        while time.monotonic() < deadline and not self._asked_to_stop and self._rejected is None:
-            await asyncio.sleep(0.05)
-
-    def _truth(self, comparison: Comparison) -> SimulatedTruth | None:
-        quality_a = self._essays[comparison.essay_a].quality
-        quality_b = self._essays[comparison.essay_b].quality
-        if quality_a is None or quality_b is None:
-            return None
-        return SimulatedTruth(quality_a, quality_b)
+    def _wait(self, wait: Wait) -> Outcome:
+        """Leave the batch to a later run, which the sensors launch when it is time."""
+        self._lease.wait_until(wait.until, {"waiting_for": wait.reason, "breaker_opened": self._breaker.opened})
+        self.waiting = wait
+        self._log.info("waiting", until=wait.until.isoformat(), reason=wait.reason)
+        return Outcome.WAITING
 
     def _tell(self, comparison: Comparison, end: AttemptEnd) -> None:
         if end.winner is not None:
@@ -492,7 +435,9 @@ class _WaveLoop:
         )
         previous = next((wave.scores for wave in reversed(waves[:-1]) if wave.scores is not None), None)
         change = max_score_change(previous, scoring.scores)
-        decision = decide(state.model_copy(update={"max_score_change": change}), self._tunables)
+        decision = decide(
+            state.model_copy(update={"max_score_change": change}), self._tunables, single_wave=self._in_one_wave
+        )
         flags = bt_quality_flags(scoring.se_summary, self._tunables)
         wave = waves[-1]
         self._lease.end_wave(
@@ -511,6 +456,8 @@ class _WaveLoop:
                     "bt_se_summary": scoring.se_summary,
                     "bt_quality_flags": flags,
                     "prior_sd": scoring.fit.prior_sd,
+                    "waiting_for": None,
+                    "breaker_opened": self._breaker.opened,
                     "coverage": {
                         "max_possible_pairs": state.max_possible_pairs,
                         "successful_pairs_count": state.successful_pairs,
@@ -551,41 +498,6 @@ class _WaveLoop:
             **flags,
         )
         return decision.decision in (Decision.FINALIZE_SCORING, Decision.FINALIZE_FAILURE)
-
-
-def _instructions(ledger: Ledger, batch: BatchRecord) -> JudgeInstructions:
-    if batch.assignment_id is None:
-        return JudgeInstructions()
-    assignment = ledger.assignment(batch.assignment_id, batch.assignment_revision)
-    return JudgeInstructions(
-        system_prompt=assignment.system_prompt or DEFAULT_SYSTEM_PROMPT,
-        language=assignment.language,
-        instructions=assignment.instructions,
-        student_prompt=assignment.student_prompt,
-        rubric=assignment.judge_rubric,
-    )
-
-
-def _repeats(history: list[Comparison]) -> dict[str, int]:
-    """Comparison id → how many earlier comparisons had the same essays in the same order."""
-    seen = Counter[tuple[str, str]]()
-    repeats = {}
-    for comparison in history:
-        pair = (comparison.essay_a, comparison.essay_b)
-        repeats[comparison.comparison_id] = seen[pair]
-        if comparison.status is not ComparisonStatus.WITHDRAWN:
-            seen[pair] += 1
-    return repeats
-
-
-def _token_counts(usage: Usage) -> TokenCounts:
-    return TokenCounts(
-        input=usage.input,
-        cache_read=usage.cache_read,
-        cache_write=usage.cache_write,
-        output=usage.output,
-        reasoning=usage.reasoning,
-    )
 
 
 def _number(value: Any) -> float | None:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -19,7 +20,7 @@ from cj_pipeline.ledger.records import AttemptEnd, AttemptStart
 
 @dataclass(frozen=True)
 class _Request:
-    operation: AttemptStart | AttemptEnd
+    operations: tuple[AttemptStart | AttemptEnd, ...]
     done: "asyncio.Future[int]"
     loop: asyncio.AbstractEventLoop
 
@@ -43,17 +44,21 @@ class Recorder:
         self._queue.put(None)
         self._thread.join()
 
-    async def commit(self, operation: AttemptStart | AttemptEnd) -> int:
-        """Wait until the operation is committed; its attempt id.
+    async def commit(self, *operations: AttemptStart | AttemptEnd) -> int:
+        """Wait until the operations are committed, in one transaction; the last one's attempt id.
 
         An answer is committed even if the waiting task is cancelled meanwhile.
 
+        Args:
+            operations: an answer, a call about to be made, or an answer and the call after it.
+
         Raises:
             LeaseLostError: another process has taken over. An answer then went to the orphan results, with its cost.
+            BatchHeldError, CostExceededError: the call may not be made. An answer before it was committed.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[int] = loop.create_future()
-        self._queue.put(_Request(operation, done, loop))
+        self._queue.put(_Request(operations, done, loop))
         return await asyncio.shield(done)
 
     def _run(self) -> None:
@@ -75,7 +80,8 @@ class Recorder:
 
     def _commit(self, group: list[_Request]) -> None:
         try:
-            ids = self._lease.record([request.operation for request in group])
+            ids = iter(self._lease.record([operation for request in group for operation in request.operations]))
+            last_ids = [[next(ids) for _ in request.operations][-1] for request in group]
         except LeaseLostError as error:
             try:
                 self._orphan(group)
@@ -84,18 +90,26 @@ class Recorder:
             _fail(group, error)
         except Exception as error:  # noqa: BLE001 - handed to the slot that waits for it
             if len(group) == 1:
-                _fail(group, error)
+                self._commit_what_can_be(group[0], error)
                 return
             # one bad operation must not take the others' answers with it
             for request in group:
                 self._commit([request])
         else:
-            for request, attempt_id in zip(group, ids, strict=True):
-                request.loop.call_soon_threadsafe(_resolve, request.done, attempt_id)
+            _tell(group, lambda: _resolve(group, last_ids))
+
+    def _commit_what_can_be(self, request: _Request, error: Exception) -> None:
+        """A refused call must not take the answer before it with it."""
+        ends = [operation for operation in request.operations if isinstance(operation, AttemptEnd)]
+        if len(request.operations) > 1 and ends:
+            try:
+                self._lease.record(ends)
+            except Exception as failure:  # noqa: BLE001 - handed to the slot that waits for it
+                error = failure
+        _fail([request], error)
 
     def _orphan(self, group: list[_Request]) -> None:
-        for request in group:
-            end = request.operation
+        for end in (operation for request in group for operation in request.operations):
             if isinstance(end, AttemptEnd):
                 self._ledger.record_orphan(
                     self._lease.batch_id,
@@ -106,16 +120,22 @@ class Recorder:
                 )
 
 
-def _resolve(done: "asyncio.Future[int]", attempt_id: int) -> None:
-    if not done.done():
-        done.set_result(attempt_id)
+def _tell(group: list[_Request], callback: Callable[[], None]) -> None:
+    # all requests come from one event loop: waking it once is enough
+    group[0].loop.call_soon_threadsafe(callback)
+
+
+def _resolve(group: list[_Request], attempt_ids: list[int]) -> None:
+    for request, attempt_id in zip(group, attempt_ids, strict=True):
+        if not request.done.done():
+            request.done.set_result(attempt_id)
 
 
 def _fail(group: list[_Request], error: Exception) -> None:
+    _tell(group, lambda: _reject(group, error))
+
+
+def _reject(group: list[_Request], error: Exception) -> None:
     for request in group:
-        request.loop.call_soon_threadsafe(_reject, request.done, error)
-
-
-def _reject(done: "asyncio.Future[int]", error: Exception) -> None:
-    if not done.done():
-        done.set_exception(error)
+        if not request.done.done():
+            request.done.set_exception(error)

@@ -12,8 +12,9 @@ from typing import Any
 
 from cj_pipeline.core.errors import InputError, RequestError
 from cj_pipeline.core.grades import GradeScale, get_grade_scale, parse_grade_scale
-from cj_pipeline.core.models import BatchKind, EssayRole
-from cj_pipeline.judges.catalogue import judge_names, needs_quality, open_judge
+from cj_pipeline.core.models import BatchApiMode, BatchingMode, BatchKind, EssayRole
+from cj_pipeline.judges.catalogue import judge_problems, judge_warnings, needs_quality, open_judge
+from cj_pipeline.judges.injection import injection_signs
 from cj_pipeline.judges.simulated import grade_quality
 from cj_pipeline.ledger import Ledger, UnknownAssignmentError
 from cj_pipeline.ledger.records import (
@@ -25,9 +26,10 @@ from cj_pipeline.ledger.records import (
     NewEssay,
     Registration,
 )
-from cj_pipeline.settings import CJSettings, effective_tunables, resolve_budget
+from cj_pipeline.settings import BatchTunables, CJSettings, effective_tunables, resolve_budget
 from cj_pipeline.workflow.documents import text_sha256, word_count
 from cj_pipeline.workflow.intake import AssignmentRequest, BatchRequest, read_batch
+from cj_pipeline.workflow.judging import judge_setup
 
 DEFAULT_JUDGE = "cj-generic"
 
@@ -43,6 +45,7 @@ class Submission:
     total_budget: int
     judge: str
     simulated: bool
+    warnings: tuple[str, ...] = ()
 
 
 def code_version() -> str:
@@ -120,16 +123,30 @@ def request_problems(ledger: Ledger, settings: CJSettings, request: BatchRequest
     assignment = _assignment(ledger, request, problems)
     anchors = ledger.anchors(assignment) if assignment is not None else []
     judge_name = request.judge or DEFAULT_JUDGE
+    tunables = effective_tunables(settings, request.overrides)
+    against = judge_problems(judge_name, judge_setup(settings, tunables))
+    problems += against + _batching_problems(tunables)
     try:
         wants_quality = needs_quality(judge_name)
     except InputError:
         wants_quality = False
-        problems.append(f"judge {judge_name!r} is not known: choose one of {', '.join(judge_names())}")
     try:
         resolve_budget(settings, request.overrides)
     except InputError as error:
         problems.append(str(error))
     return problems + _essay_problems(request, anchors, wants_quality=wants_quality)
+
+
+def _batching_problems(tunables: BatchTunables) -> list[str]:
+    if (
+        tunables.llm_batching_mode is BatchingMode.PROVIDER_BATCH_API
+        and tunables.batch_api_mode is BatchApiMode.DISABLED
+    ):
+        return [
+            "llm_batching_mode is provider_batch_api but batch_api_mode is disabled: set batch_api_mode to nightly or "
+            "opportunistic, or choose another llm_batching_mode"
+        ]
+    return []
 
 
 def submit_batch(ledger: Ledger, settings: CJSettings, request: BatchRequest) -> Submission:
@@ -147,7 +164,8 @@ def submit_batch(ledger: Ledger, settings: CJSettings, request: BatchRequest) ->
     judge_name = request.judge or DEFAULT_JUDGE
     budget = resolve_budget(settings, request.overrides)
     tunables = effective_tunables(settings, request.overrides)
-    identity = open_judge(judge_name, seed=tunables.pair_generation_seed).identity
+    setup = judge_setup(settings, tunables)
+    identity = open_judge(judge_name, setup).identity
     new = NewBatch(
         batch_id=request.batch_id,
         kind=request.kind,
@@ -176,7 +194,20 @@ def submit_batch(ledger: Ledger, settings: CJSettings, request: BatchRequest) ->
         total_budget=stored.total_budget or budget,
         judge=judge_name,
         simulated=stored.simulated,
+        warnings=(*judge_warnings(judge_name, setup), *_injection_warnings(ledger.injection_signs(request.batch_id))),
     )
+
+
+def _injection_warnings(signs: dict[str, tuple[str, ...] | None]) -> list[str]:
+    found = {essay_id: names for essay_id, names in sorted(signs.items()) if names}
+    if not found:
+        return []
+    shown = "; ".join(f"{essay_id} ({', '.join(names)})" for essay_id, names in list(found.items())[:5])
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    return [
+        f"{len(found)} essays look as if they address the judge: {shown}{more}. They are judged like all others, "
+        "inside their fence; have a look at them"
+    ]
 
 
 def _assignment(ledger: Ledger, request: BatchRequest, problems: list[str]) -> AssignmentRecord | None:
@@ -228,6 +259,7 @@ def _student_essays(request: BatchRequest) -> list[NewEssay]:
             role=EssayRole.STUDENT,
             text_sha256=text_sha256(essay.text),
             quality=essay.quality,
+            injection_signs=injection_signs(essay.text),
             text=essay.text,
             word_count=word_count(essay.text),
         )

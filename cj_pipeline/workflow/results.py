@@ -25,6 +25,7 @@ from cj_pipeline.core.models import (
     Winner,
 )
 from cj_pipeline.core.pairing import positions
+from cj_pipeline.judges.prompts import JUSTIFICATION_MAX_WORDS
 from cj_pipeline.judges.protocol import SIMULATED_PROVIDER
 from cj_pipeline.ledger import Ledger
 from cj_pipeline.ledger.records import BatchRecord
@@ -35,6 +36,7 @@ from cj_pipeline.workflow.registration import assignment_scale
 NO_GRADES_BECAUSE: Final = {
     "insufficient_essays": "There are fewer than two student essays, and a comparison needs two.",
     "low_success_rate": "Too many comparisons could not be judged, so no grade would be fair.",
+    "cost_spent": "The money allowed for the batch did not even buy one judgment.",
     "provider_rejected": "The judge refused to work (key, model or quota), so the batch was stopped.",
     "timeout_incomplete": "The batch stood still for too long with too few comparisons judged.",
     "timeout_low_success_rate": "The batch stood still for too long, and too many comparisons could not be judged.",
@@ -76,6 +78,7 @@ def collect_results(ledger: Ledger, batch_id: str) -> BatchResults:
             frames.BATCHES.name: batches_frame(ledger, batch, comparisons),
             frames.ESSAYS.name: essays,
             frames.COMPARISONS.name: comparisons,
+            frames.ATTEMPTS.name: attempts_frame(ledger, batch_id, comparisons),
             frames.BT_SCORES.name: scores,
             frames.WAVES.name: waves_frame(ledger, batch_id, comparisons),
             frames.SE_SUMMARIES.name: summaries,
@@ -121,13 +124,17 @@ def batches_frame(ledger: Ledger, batch: BatchRecord, comparisons: pl.DataFrame)
                 "submitted": counted.total() - counted[ComparisonStatus.WITHDRAWN],
                 "judged": judged,
                 "failed": counted[ComparisonStatus.FAILED],
-                "attempts": sum(calls.values()),
+                "attempts": sum(calls.values()) - calls.get("unsent", 0),
                 "lost_attempts": calls.get("lost", 0),
                 "judge_profile": batch.judge_profile,
                 "provider": batch.provider,
                 "model": batch.model,
                 "simulated": batch.simulated,
                 "cost_usd": ledger.cost_usd(batch.batch_id),
+                "max_cost_usd": batch.settings.get("max_cost_usd"),
+                "batching_mode": BatchTunables.model_validate(batch.settings).llm_batching_mode.value,
+                "orphan_results": len(ledger.orphan_results(batch.batch_id)),
+                "injection_flagged": sum(bool(signs) for signs in ledger.injection_signs(batch.batch_id).values()),
                 "correlation_id": batch.correlation_id,
                 "code_version": batch.code_version,
                 "settings_json": json.dumps(batch.settings, sort_keys=True),
@@ -141,6 +148,7 @@ def batches_frame(ledger: Ledger, batch: BatchRecord, comparisons: pl.DataFrame)
 
 def essays_frame(ledger: Ledger, batch_id: str, role: EssayRole | None = None) -> pl.DataFrame:
     """The essays of a batch (`frames.ESSAYS`), all or those of one role."""
+    signs = ledger.injection_signs(batch_id)
     return frames.ESSAYS.frame(
         [
             {
@@ -150,6 +158,7 @@ def essays_frame(ledger: Ledger, batch_id: str, role: EssayRole | None = None) -
                 "known_grade": essay.known_grade,
                 "text_sha256": essay.text_sha256,
                 "word_count": essay.word_count,
+                "injection_signs": None if (found := signs[essay.essay_id]) is None else ",".join(found),
             }
             for essay in ledger.essays(batch_id)
             if role is None or essay.role is role
@@ -172,9 +181,26 @@ def comparisons_frame(ledger: Ledger, batch_id: str) -> pl.DataFrame:
                 "batch_id": batch_id,
                 "winner_id": winner_id if judged else None,
                 "loser_id": loser_id if judged else None,
+                "justification_over_cap": None
+                if record.justification is None
+                else len(record.justification.split()) > JUSTIFICATION_MAX_WORDS,
             }
         )
     return frames.COMPARISONS.frame(rows)
+
+
+def attempts_frame(ledger: Ledger, batch_id: str, comparisons: pl.DataFrame) -> pl.DataFrame:
+    """All calls made for a batch's comparisons (`frames.ATTEMPTS`), in the order of recording."""
+    waves = dict(comparisons.select("comparison_id", "wave").iter_rows())
+    return frames.ATTEMPTS.frame(
+        [
+            {name: getattr(attempt, name) for name in frames.ATTEMPTS.schema if hasattr(attempt, name)}
+            | {"batch_id": batch_id, "wave": waves[attempt.comparison_id]}
+            for attempt in ledger.attempts(batch_id)
+            # a call recorded since the comparisons were read belongs to the next reading
+            if attempt.comparison_id in waves
+        ]
+    )
 
 
 def pairs_frame(comparisons: pl.DataFrame) -> pl.DataFrame:
@@ -192,8 +218,19 @@ def waves_frame(ledger: Ledger, batch_id: str, comparisons: pl.DataFrame) -> pl.
     counted: dict[tuple[int, str], int] = {
         (wave, status): count for wave, status, count in comparisons.group_by("wave", "status").len().iter_rows()
     }
+    totals = {
+        row["wave"]: row
+        for row in comparisons.group_by("wave")
+        .agg(
+            pl.col("tokens_in", "tokens_out", "cost_usd").sum(),
+            pl.col("cost_usd").is_null().any().alias("unpriced"),
+        )
+        .iter_rows(named=True)
+    }
+    nothing = {"tokens_in": 0, "tokens_out": 0, "cost_usd": 0.0, "unpriced": False}
     rows = []
     for wave in ledger.waves(batch_id):
+        spent = totals.get(wave.wave, nothing)
         by_status = {status: counted.get((wave.wave, status.value), 0) for status in ComparisonStatus}
         rows.append(
             {
@@ -209,6 +246,9 @@ def waves_frame(ledger: Ledger, batch_id: str, comparisons: pl.DataFrame) -> pl.
                 "max_se": wave.max_se,
                 "decision": wave.decision,
                 "reason": wave.reason,
+                "tokens_in": spent["tokens_in"],
+                "tokens_out": spent["tokens_out"],
+                "cost_usd": None if spent["unpriced"] else spent["cost_usd"],
                 "started_at": wave.started_at,
                 "ended_at": wave.ended_at,
             }
@@ -331,6 +371,15 @@ def project(
         for projection in result.projections
     ]
     return result, frames.GRADE_PROJECTIONS.frame(rows)
+
+
+def last_failure(ledger: Ledger, batch_id: str) -> str | None:
+    """What the last failed call or provider batch job of a batch said, in our words; None if none failed."""
+    failed = [attempt for attempt in ledger.attempts(batch_id) if attempt.error_detail is not None]
+    refused = [job for job in ledger.provider_jobs(batch_id) if job.detail is not None]
+    if failed and (not refused or failed[-1].sent_at > refused[-1].created_at):
+        return f"{failed[-1].error_type}: {failed[-1].error_detail}"
+    return refused[-1].detail if refused else None
 
 
 def position_table(ledger: Ledger, batch_id: str) -> pl.DataFrame:

@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import stat
+import statistics
 import time
 from collections import Counter, defaultdict
 from datetime import UTC, datetime, timedelta
@@ -57,6 +58,7 @@ def batch_tables(batch_id: str, as_of: int, *, seed: int = 0, essays: int = 9) -
                 "winner_id": {"a": first, "b": second}[winner] if winner else None,
                 "loser_id": {"a": second, "b": first}[winner] if winner else None,
                 "confidence": rng.randint(1, 5) if judged else None,
+                "justification_over_cap": rng.random() < 0.5 if judged else None,
                 "justification": rng.choice(['It\'s "clearer",\nand longer — häpp ✓', "", "'); --"])
                 if judged
                 else None,
@@ -101,6 +103,10 @@ def batch_tables(batch_id: str, as_of: int, *, seed: int = 0, essays: int = 9) -
                 "model": "cj-generic",
                 "simulated": rng.random() < 0.5,
                 "cost_usd": None,
+                "max_cost_usd": rng.choice([None, 12.5]),
+                "batching_mode": "serial_bundle",
+                "orphan_results": 0,
+                "injection_flagged": 1,
                 "correlation_id": "c",
                 "code_version": "0.1.0",
                 "settings_json": '{"a": [1]}',
@@ -109,8 +115,32 @@ def batch_tables(batch_id: str, as_of: int, *, seed: int = 0, essays: int = 9) -
                 "as_of": as_of,
             }
         ],
-        "essays": [{**key, "text_sha256": "f" * 64, "word_count": 200} for key in essay_keys],
+        "essays": [
+            {**key, "text_sha256": "f" * 64, "word_count": 200, "injection_signs": rng.choice([None, "", "a,b"])}
+            for key in essay_keys
+        ],
         "comparisons": comparisons,
+        "attempts": [
+            {
+                "batch_id": batch_id,
+                "attempt_id": 10 * i + number,
+                "comparison_id": row["comparison_id"],
+                "wave": row["wave"],
+                "number": number + 1,
+                "provider": "openai",
+                "model": rng.choice(["m-1", "m-2"]),
+                "prompt_sha256": "0" * 64,
+                "outcome": rng.choice(["judged", "error", "lost", None]),
+                "tokens_input": rng.choice([None, rng.randint(1, 2_000)]),
+                "tokens_cache_read": rng.randint(0, 50),
+                "cost_usd": rng.choice([None, rng.random()]),
+                "queued_at": START,
+                "sent_at": START + timedelta(seconds=rng.randint(0, 9)),
+                "latency_seconds": rng.random(),
+            }
+            for i, row in enumerate(comparisons)
+            for number in range(row["attempts"])
+        ],
         "bt_scores": [
             {
                 **key,
@@ -137,6 +167,9 @@ def batch_tables(batch_id: str, as_of: int, *, seed: int = 0, essays: int = 9) -
                 "max_score_change": None if wave == 1 else rng.random(),
                 "decision": "REQUEST_MORE_COMPARISONS",
                 "reason": "coverage",
+                "tokens_in": 0,
+                "tokens_out": 0,
+                "cost_usd": None,
                 "started_at": START,
             }
             for wave in sorted({row["wave"] for row in comparisons}, reverse=True)
@@ -509,6 +542,25 @@ class TestViews:
             assert found[key]["unpriced"] == costs.count(None)
             assert found[key]["cost_usd"] == (None if None in costs else pytest.approx(sum(costs)))
             assert found[key]["simulated"] is batch["simulated"]
+
+    def test_calls_are_counted_and_summed_by_wave_model_and_outcome(
+        self, two_batches: tuple[Path, dict[str, dict[str, Rows]]], batch_id: str
+    ) -> None:
+        path, given = two_batches
+        groups: dict[tuple[Any, ...], Rows] = defaultdict(list)
+        for row in given[batch_id]["attempts"]:
+            groups[row["wave"], row["model"], row["outcome"]].append(row)
+        found = {(r["wave"], r["model"], r["outcome"]): r for r in view_rows(path, "v_calls", batch_id)}
+        assert found.keys() == groups.keys()
+        for key, rows in groups.items():
+            costs = [row["cost_usd"] for row in rows if row["cost_usd"] is not None]
+            assert found[key]["calls"] == len(rows)
+            assert found[key]["unpriced"] == len(rows) - len(costs)
+            assert found[key]["tokens_input"] == sum(row["tokens_input"] or 0 for row in rows)
+            assert found[key]["cost_usd"] == (pytest.approx(sum(costs)) if costs else None)
+            assert found[key]["median_latency_seconds"] == pytest.approx(
+                statistics.median(row["latency_seconds"] for row in rows)
+            )
 
     def test_wave_history_accumulates_in_order_of_waves(
         self, two_batches: tuple[Path, dict[str, dict[str, Rows]]], batch_id: str

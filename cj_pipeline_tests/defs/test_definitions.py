@@ -187,7 +187,13 @@ def test_plan_and_judgments_are_made_together_or_not_at_all(alone: str) -> None:
 def test_all_sensors_run_without_being_switched_on() -> None:
     sensors = {sensor.name: sensor.default_status for sensor in defs.sensors or []}
     assert sensors == dict.fromkeys(
-        ["new_batch_sensor", "continue_batch_sensor", "batch_monitor_sensor", "terminated_run_sensor"],
+        [
+            "new_batch_sensor",
+            "continue_batch_sensor",
+            "provider_batch_sensor",
+            "batch_monitor_sensor",
+            "terminated_run_sensor",
+        ],
         DefaultSensorStatus.RUNNING,
     )
 

@@ -650,7 +650,7 @@ def test_an_answer_to_another_comparison_than_the_calls_judges_nothing(held, led
 def test_a_refused_wave_withdraws_what_was_never_sent_and_fails_what_was(held, ledger):
     one, two = held.record([start(C1), start(C2)])
     held.record([judged(one, C1), failed(two, C2, final=False, error_type="provider_rejected")])
-    assert held.stop_wave(1) == 2
+    assert held.stop_wave(1, provider_rejected=True) == 2
     assert statuses(ledger) == ["judged", "failed", "withdrawn", "withdrawn"]
     assert ledger.comparison_records("b1")[1].error_type == "provider_rejected"
     state = ledger.state("b1")

@@ -549,7 +549,7 @@ def test_the_state_tells_the_last_wave_and_not_an_earlier_one(ledger):
     submit(ledger)
     lease = acquire(ledger)
     lease.plan_wave(wave_plan(1, cut_by_budget=True))
-    lease.stop_wave(1)
+    lease.stop_wave(1, provider_rejected=True)
     lease.end_wave(wave_end(1, max_score_change=0.5))
     state = ledger.state("b1")
     assert (state.wave_cut_by_budget, state.provider_rejected, state.max_score_change) == (True, True, 0.5)

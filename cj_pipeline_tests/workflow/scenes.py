@@ -191,8 +191,17 @@ class Through:
     def identity(self) -> JudgeIdentity:
         return self.inner.identity
 
-    def upper_bound_usd(self, prompt: ComparisonPrompt) -> float | None:
+    def upper_bound_usd(self, prompt: ComparisonPrompt, *, in_job: bool = False) -> float | None:
         return 0.5
+
+    def cache_seconds(self, prompt: ComparisonPrompt) -> float | None:
+        return self.inner.cache_seconds(prompt)
+
+    async def pace(self, prompt: ComparisonPrompt) -> None:
+        await self.inner.pace(prompt)
+
+    def may_send(self, prompt: ComparisonPrompt) -> bool:
+        return self.inner.may_send(prompt)
 
     async def judge(self, request: JudgeRequest) -> JudgeAnswer:
         self.requests.append(request)

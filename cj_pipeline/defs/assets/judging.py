@@ -54,7 +54,7 @@ from cj_pipeline.workflow.results import comparisons_frame, judgments_frame, pai
     can_subset=False,
 )
 def run_waves(context: AssetExecutionContext, cj: CJResource) -> Iterator[Any]:
-    """Advance the batch: waves until the decision is final, a limit of the settings, a hold or an interrupt."""
+    """Advance the batch: waves until the decision is final, a limit of the settings, a wait, a hold or an interrupt."""
     batch_id = context.partition_key
     settings = cj.settings()
     with plain_errors(), cj.ledger() as ledger:
@@ -74,6 +74,9 @@ def run_waves(context: AssetExecutionContext, cj: CJResource) -> Iterator[Any]:
             raise
         if advance.outcome is Outcome.HELD:
             context.log.warning(f"batch {batch_id} was put on hold: it goes on after `cj resume {batch_id}`")
+        waiting = advance.waiting
+        if waiting is not None:
+            context.log.info(f"batch {batch_id} waits, until {waiting.until:%Y-%m-%d %H:%M:%S} UTC: {waiting.reason}")
         comparisons = comparisons_frame(ledger, batch_id)
         batch = ledger.batch(batch_id)
         state = ledger.state(batch_id)
@@ -93,8 +96,16 @@ def run_waves(context: AssetExecutionContext, cj: CJResource) -> Iterator[Any]:
     yield Output(
         pairs_frame(comparisons),
         output_name="pair_waves",
-        metadata={**batch_metadata(batch), **counts, "preview": preview(pairs_frame(comparisons))},
+        metadata={
+            **batch_metadata(batch),
+            **counts,
+            **({} if waiting is None else {"waiting_for": waiting.reason, "waiting_until": str(waiting.until)}),
+            "preview": preview(pairs_frame(comparisons)),
+        },
     )
+    if waiting is not None:
+        # not yielded, so that scores and publication are skipped until there is something new to score
+        return
     judgments = judgments_frame(comparisons)
     columns = ["comparison_id", "essay_a", "essay_b", "winner", "confidence", "status", "error_type"]
     yield Output(

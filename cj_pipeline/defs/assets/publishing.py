@@ -11,6 +11,7 @@ from cj_pipeline.defs.resources import CJResource, batch_of_partition, plain_err
 from cj_pipeline.ledger import BatchBusyError, Lease
 from cj_pipeline.workflow import results
 from cj_pipeline.workflow.frames import (
+    ATTEMPTS,
     BATCHES,
     BT_SCORES,
     COMPARISONS,
@@ -59,6 +60,7 @@ def comparison_graph(
                 BATCHES.name: batch_state,
                 ESSAYS.name: results.essays_frame(ledger, batch.batch_id),
                 COMPARISONS.name: comparisons,
+                ATTEMPTS.name: results.attempts_frame(ledger, batch.batch_id, comparisons),
                 BT_SCORES.name: bt_scores,
                 WAVES.name: results.waves_frame(ledger, batch.batch_id, comparisons),
                 SE_SUMMARIES.name: bt_se_summary,
