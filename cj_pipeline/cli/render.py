@@ -2,6 +2,7 @@
 
 import io
 import json
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import polars as pl
@@ -110,6 +111,7 @@ def status_rows(ledger: Ledger, records: list[BatchRecord]) -> list[dict[str, An
         except MissingBudgetError:
             progress = 0.0
         calls = ledger.attempt_counts(record.batch_id)
+        waits = record.not_before is not None and record.not_before > datetime.now(UTC)
         rows.append(
             {
                 "batch_id": record.batch_id,
@@ -123,13 +125,15 @@ def status_rows(ledger: Ledger, records: list[BatchRecord]) -> list[dict[str, An
                 "pending": state.pending,
                 "total_budget": state.total_budget,
                 "waves": len(ledger.waves(record.batch_id)),
-                "attempts": sum(calls.values()),
+                "attempts": sum(calls.values()) - calls.get("unsent", 0),
                 "lost_attempts": calls.get("lost", 0),
                 "cost_usd": ledger.cost_usd(record.batch_id),
                 "judge": record.judge_profile,
                 "simulated": record.simulated,
                 "orphan_results": len(ledger.orphan_results(record.batch_id)),
                 "hold": record.hold_reason,
+                "waits_until": record.not_before if waits else None,
+                "waits_for": record.processing_metadata.get("waiting_for") if waits else None,
                 "at_work": record.lease_owner if record.lease_live else None,
                 "launch": record.launch,
                 "created_at": record.created_at,
@@ -165,6 +169,13 @@ def status_text(rows: list[dict[str, Any]], events: list[dict[str, Any]]) -> Non
         for row in rows
     ]
     console.print(plain_table(shown))
+    for row in rows:
+        if row["waits_until"] is not None:
+            console.print(
+                f"{row['batch_id']} waits until {row['waits_until']:%Y-%m-%d %H:%M:%S} UTC at the latest: "
+                f"{row['waits_for'] or 'it was asked to'}",
+                markup=False,
+            )
     held = [row["batch_id"] for row in rows if row["hold"]]
     if held:
         console.print(f"on hold: {', '.join(held)} (`cj status BATCH` says why, `cj resume BATCH`)", markup=False)

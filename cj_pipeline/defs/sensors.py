@@ -101,9 +101,7 @@ def continue_batch_sensor(context: SensorEvaluationContext, cj: CJResource) -> S
         for batch in ledger.open_batches():
             if batch.lease_live or batch.hold_reason is not None:
                 continue
-            if _run_underway(context.instance, batch, settings):
-                continue
-            launch = ledger.claim_launch(batch.batch_id, after=_highest_launch(context.instance, batch))
+            launch = _claim_launch(context.instance, ledger, batch, settings)
             if launch is not None:
                 requests.append(_launch(context.instance, batch, launch))
     if not requests:
@@ -111,8 +109,19 @@ def continue_batch_sensor(context: SensorEvaluationContext, cj: CJResource) -> S
     return SensorResult(run_requests=requests)
 
 
+def _claim_launch(
+    instance: DagsterInstance, ledger: Ledger, batch: BatchRecord, settings: CJSettings, *, job_over: bool = False
+) -> int | None:
+    """A launch of the batch, unless a run of it is underway or about to be: two sensors may look at the same moment."""
+    # in this order: a run that appears in between is then either seen as underway or missing from the highest
+    highest = _highest_launch(instance, batch)
+    if _run_underway(instance, batch, settings):
+        return None
+    return ledger.claim_launch(batch.batch_id, after=highest, job_over=job_over)
+
+
 def _highest_launch(instance: DagsterInstance, batch: BatchRecord) -> int:
-    """The highest launch whose run key is used up: more than the ledger counts if that was restored."""
+    """The highest launch that has become a run: more than the ledger counts if that was restored."""
     runs = instance.get_runs(RunsFilter(tags={PARTITION_TAG: batch.batch_id}), limit=20)
     return max((int(run.tags[LAUNCH_TAG]) for run in runs if LAUNCH_TAG in run.tags), default=0)
 
@@ -195,9 +204,7 @@ def provider_batch_sensor(context: SensorEvaluationContext, cj: CJResource) -> S
                 continue
             lines.append(f"{batch.batch_id}: {job.provider_job_id} is {phase.value}")
             if phase.is_over:
-                launch = ledger.claim_launch(
-                    batch.batch_id, after=_highest_launch(context.instance, batch), job_over=True
-                )
+                launch = _claim_launch(context.instance, ledger, batch, settings, job_over=True)
                 if launch is not None:
                     requests.append(_launch(context.instance, batch, launch))
     cursor = json.dumps(still_out, sort_keys=True)

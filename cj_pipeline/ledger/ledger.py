@@ -54,6 +54,9 @@ from cj_pipeline.ledger.records import (
 MAX_IDLE_LAUNCHES: Final = 3
 """Launches in a row without a new judgment or publication after which a batch is put on hold."""
 
+LAUNCH_GRACE: Final = timedelta(seconds=30)
+"""How long the run of a claimed launch may take to appear before the launch counts as lost."""
+
 JOB_LIFETIME: Final = timedelta(hours=25)
 """How long a provider batch job whose expiry is unknown may be awaited: both providers give up after 24 hours."""
 
@@ -476,7 +479,7 @@ class Ledger:
             _update_batch(connection, batch_id, **values)
             add_event(connection, batch_id, "reopened", f"was {status.value}: {reason}")
 
-    def claim_launch(self, batch_id: str, *, after: int = 0, job_over: bool = False) -> int | None:
+    def claim_launch(self, batch_id: str, *, after: int | None = None, job_over: bool = False) -> int | None:
         """Count a launch of the batch, if it may be launched now; its number, or None.
 
         A batch may be launched if it is open, not on hold, not asked to wait, and no live lease is on it. After
@@ -485,7 +488,9 @@ class Ledger:
 
         Args:
             batch_id: the batch.
-            after: the highest launch that is known to be used, should the ledger be a restored one.
+            after: the highest launch that has become a run, if known. Lower than the ledger's count: the last claim's
+                run is still being made, so that a claim within `LAUNCH_GRACE` of it is refused. Higher: the ledger was
+                restored, and its count goes on from there.
             job_over: the provider batch job it waits for is over, so that there is nothing to wait for any more.
         """
         with write_transaction(self.engine) as connection:
@@ -494,7 +499,13 @@ class Ledger:
             done = BatchStatus(row["status"]).is_final and row["published_at"] is not None
             asked_to_wait = row["not_before"] is not None
             waiting = asked_to_wait and row["not_before"] > now and not job_over
-            if done or waiting or row["hold_reason"] is not None or _lease_live(connection, batch_id):
+            coming = (
+                after is not None
+                and row["launch"] > after
+                and row["launched_at"] is not None
+                and now - row["launched_at"] < LAUNCH_GRACE
+            )
+            if done or waiting or coming or row["hold_reason"] is not None or _lease_live(connection, batch_id):
                 return None
             judged = connection.execute(
                 sa.select(sa.func.count()).where(
@@ -516,7 +527,7 @@ class Ledger:
                     "run's error, mend it, then `cj resume`",
                 )
                 return None
-            launch = max(int(row["launch"]), after) + 1
+            launch = max(int(row["launch"]), after or 0) + 1
             _update_batch(
                 connection,
                 batch_id,

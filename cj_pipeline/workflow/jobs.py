@@ -115,10 +115,19 @@ class JobRunner:
         bench: the batch's surroundings.
         breaker: how long to wait when the provider cannot be asked.
         on_end: told of every recorded end of a call.
+        cancelling: the batch is being cancelled, so that what the provider did not get to counts as never sent.
     """
 
-    def __init__(self, bench: Bench, breaker: Breaker, on_end: Callable[[Comparison, AttemptEnd], None]) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        breaker: Breaker,
+        on_end: Callable[[Comparison, AttemptEnd], None],
+        *,
+        cancelling: bool = False,
+    ) -> None:
         self._bench = bench
+        self._cancelling = cancelling
         self._judge = job_judge(bench.judge)
         self._breaker = breaker
         self._on_end = on_end
@@ -259,16 +268,15 @@ class JobRunner:
     def _end(self, task: Task, attempt: AttemptRecord, result: JobResult | None, status: JobStatus) -> AttemptEnd:
         start = _start_of(attempt)
         if status.phase is JobPhase.FAILED:
-            # nothing was judged and nothing paid: the call does not count
-            return AttemptEnd(
-                attempt.attempt_id, attempt.comparison_id, None, error_type="job_failed", made=False, cost_usd=0.0
-            )
+            return _never_made(attempt, "job_failed")
         if result is not None and result.answer is not None:
             return self._bench.end(task, start, attempt.attempt_id, result.answer)
         never_reached = _NEVER_REACHED.get(status.phase, MissingResultError)
         error = (result.error if result is not None else None) or never_reached(
             "the provider batch job brought no result for this comparison", cost_usd=0.0
         )
+        if self._cancelling and isinstance(error, CancelledError):
+            return _never_made(attempt, error.error_type)
         end = self._bench.end(task, start, attempt.attempt_id, error)
         self._bench.log_failure(task, error, final=end.final)
         return end
@@ -358,6 +366,11 @@ def _affordable(starts: Sequence[AttemptStart], money_left: float | None) -> int
     return len(starts)
 
 
+def _never_made(attempt: AttemptRecord, error_type: str) -> AttemptEnd:
+    """Nothing was judged and nothing paid: the call does not count, and its comparison is as if never sent."""
+    return AttemptEnd(attempt.attempt_id, attempt.comparison_id, None, error_type=error_type, made=False, cost_usd=0.0)
+
+
 def _again(task: Task, attempt: AttemptRecord) -> Task:
     """The task as it stood when the attempt was made."""
     return Task(task.comparison, attempt.number, task.repeat, attempt.bundle_id)
@@ -431,7 +444,8 @@ async def cancel_jobs(ledger: Ledger, lease: Lease, settings: CJSettings, *, wai
     judge = job_judge(open_batch_judge(ledger.batch(lease.batch_id), settings))
     try:
         bench = Bench.of_batch(ledger, lease, settings, judge)
-        runner = JobRunner(bench, Breaker(1, settings.breaker_pause_seconds), lambda _comparison, _end: None)
+        breaker = Breaker(1, settings.breaker_pause_seconds)
+        runner = JobRunner(bench, breaker, lambda _comparison, _end: None, cancelling=True)
         for job in out:
             if job.provider_job_id is not None:
                 await judge.cancel_job(job.provider_job_id)

@@ -70,6 +70,14 @@ def leave_run(
     return stage.leave_run(instance, "continue_batch_job", status, tags=tags)
 
 
+def tick_and_fail(stage: Stage, instance: DagsterInstance) -> list[RunRequest]:
+    """A tick after which each run it asked for appears and fails, as with a daemon."""
+    requests = tick(stage, instance)
+    for request in requests:
+        leave_run(stage, instance, DagsterRunStatus.FAILURE, launch=int(request.tags["cj/launch"]))
+    return requests
+
+
 def status_of(instance: DagsterInstance, run: DagsterRun) -> DagsterRunStatus:
     found = instance.get_run_by_id(run.run_id)
     assert found is not None
@@ -164,7 +172,7 @@ def test_the_whole_job_is_launched_until_the_inputs_have_materialised_for_this_b
     stage: Stage, instance: DagsterInstance
 ) -> None:
     instance.report_runless_asset_event(AssetMaterialization("essays", partition="another"))
-    (first,) = tick(stage, instance)
+    (first,) = tick_and_fail(stage, instance)
     assert first.job_name == "assess_batch_job"
     instance.report_runless_asset_event(AssetMaterialization("essays", partition=BATCH))
     (second,) = tick(stage, instance)
@@ -191,10 +199,19 @@ def test_a_ledger_restored_from_a_backup_does_not_use_up_keys_again(stage: Stage
     assert keys(tick(stage, instance)) == ["b:13"]
 
 
+def test_until_the_run_of_a_launch_has_appeared_there_is_no_second_launch(
+    stage: Stage, instance: DagsterInstance
+) -> None:
+    assert keys(tick(stage, instance)) == ["b:1"]
+    assert tick(stage, instance) == []  # as another sensor would, in the moment before the daemon makes the run
+    leave_run(stage, instance, DagsterRunStatus.FAILURE, launch=1)
+    assert keys(tick(stage, instance)) == ["b:2"]
+
+
 def test_three_launches_without_a_new_judgment_put_the_batch_on_hold_with_the_reason(
     stage: Stage, instance: DagsterInstance
 ) -> None:
-    launched = [keys(tick(stage, instance)) for _ in range(3)]
+    launched = [keys(tick_and_fail(stage, instance)) for _ in range(3)]
     assert launched == [["b:1"], ["b:2"], ["b:3"]]
     assert stage.batch(BATCH).hold_reason is None
 
@@ -204,16 +221,16 @@ def test_three_launches_without_a_new_judgment_put_the_batch_on_hold_with_the_re
 
     with stage.ledger() as ledger:
         ledger.resume(BATCH)
-    assert [keys(tick(stage, instance)) for _ in range(4)] == [["b:4"], ["b:5"], ["b:6"], []]
+    assert [keys(tick_and_fail(stage, instance)) for _ in range(4)] == [["b:4"], ["b:5"], ["b:6"], []]
 
 
 def test_a_launch_that_brought_a_judgment_starts_the_count_of_idle_ones_again(
     stage: Stage, instance: DagsterInstance
 ) -> None:
-    tick(stage, instance)
-    tick(stage, instance)
+    tick_and_fail(stage, instance)
+    tick_and_fail(stage, instance)
     stage.judge(BATCH, waves_per_run=1)
-    assert all(len(tick(stage, instance)) == 1 for _ in range(3))
+    assert all(len(tick_and_fail(stage, instance)) == 1 for _ in range(3))
     assert tick(stage, instance) == []
     assert stage.batch(BATCH).hold_reason is not None
 

@@ -17,6 +17,7 @@ from cj_pipeline.ledger import (
 )
 from cj_pipeline.ledger import tables as t
 from cj_pipeline.ledger.engine import read_transaction, write_transaction
+from cj_pipeline.ledger.ledger import LAUNCH_GRACE
 from cj_pipeline_tests.builders import (
     acquire,
     all_pairs,
@@ -861,7 +862,18 @@ def test_a_final_batch_is_launched_until_it_is_published(ledger):
 def test_a_launch_gets_a_number_above_the_highest_known_to_be_used(ledger):
     submit(ledger)
     assert ledger.claim_launch("b1", after=41) == 42
-    assert ledger.claim_launch("b1", after=7) == 43
+    assert ledger.claim_launch("b1", after=42) == 43
+
+
+def test_while_the_run_of_a_launch_is_still_being_made_no_other_launch_is_claimed(ledger):
+    submit(ledger)
+    assert ledger.claim_launch("b1", after=0) == 1
+    assert ledger.claim_launch("b1", after=0) is None
+    assert ledger.claim_launch("b1", after=0, job_over=True) is None
+    assert ledger.claim_launch("b1", after=1) == 2  # the run of launch 1 is there, and has ended
+    with write_transaction(ledger.engine) as connection:
+        connection.execute(t.batches.update().values(launched_at=datetime.now(UTC) - LAUNCH_GRACE))
+    assert ledger.claim_launch("b1", after=1) == 3  # the run of launch 2 never came
 
 
 def test_of_launches_claimed_at_once_each_gets_a_number_of_its_own(open_ledger):
