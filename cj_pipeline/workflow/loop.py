@@ -28,6 +28,7 @@ from cj_pipeline.core.models import (
     BatchState,
     BatchStatus,
     Comparison,
+    ComparisonStatus,
     Essay,
     PairMode,
 )
@@ -427,19 +428,24 @@ class _WaveLoop:
 
     def _end_wave(self, waves: list[WaveRecord], state: BatchState) -> bool:
         """Fit, decide, record; whether the decision is final."""
+        comparisons = self._ledger.comparisons(self.batch_id)
         scoring = compute_bt_scores_and_se(
-            self._ledger.comparisons(self.batch_id),
+            comparisons,
             sorted(self._essays),
             self._tunables,
             anchor_ids=[essay_id for essay_id, essay in self._essays.items() if essay.is_anchor],
         )
         previous = next((wave.scores for wave in reversed(waves[:-1]) if wave.scores is not None), None)
         change = max_score_change(previous, scoring.scores)
+        wave = waves[-1]
+        # cancelled and reopened, a batch still has to have the rest of its one wave judged
+        whole = not any(c.wave == wave.wave and c.status is ComparisonStatus.WITHDRAWN for c in comparisons)
         decision = decide(
-            state.model_copy(update={"max_score_change": change}), self._tunables, single_wave=self._in_one_wave
+            state.model_copy(update={"max_score_change": change}),
+            self._tunables,
+            single_wave=self._in_one_wave and whole,
         )
         flags = bt_quality_flags(scoring.se_summary, self._tunables)
-        wave = waves[-1]
         self._lease.end_wave(
             WaveEnd(
                 wave=wave.wave,
