@@ -17,7 +17,7 @@ demo: $(STAMP) ## From essays to grades, end to end, with no key and no server
 	@$(BIN)/cj demo
 
 test: $(STAMP) ## The default test suite
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(STAMP) ## What takes longer: crash drills, a live daemon, a browser
 	@$(BIN)/python -m pytest -m slow
