@@ -125,7 +125,7 @@ def bare_loop(provider: str, concurrency: int, comparisons: int) -> float:
     """Judgments per second of nothing but the SDK, N calls in flight."""
     from itertools import combinations, islice
 
-    from cj_pipeline.judges.prompts import JudgeInstructions, build_prompt
+    from cj_pipeline.judges.prompts import RESPONSE_SCHEMA, JudgeInstructions, build_prompt
 
     texts = essays(essays_for(comparisons))
     prompts = [
@@ -139,6 +139,7 @@ def bare_loop(provider: str, concurrency: int, comparisons: int) -> float:
             import anthropic
 
             client = anthropic.AsyncAnthropic(max_retries=0)
+            schema = anthropic.transform_schema(RESPONSE_SCHEMA)
 
             async def call(prompt):
                 await client.messages.create(
@@ -146,11 +147,13 @@ def bare_loop(provider: str, concurrency: int, comparisons: int) -> float:
                     max_tokens=1024,
                     system=prompt.system,
                     messages=[{"role": "user", "content": f"{prompt.stable}\n\n{prompt.essays}"}],
+                    output_config={"format": {"type": "json_schema", "schema": schema}},
                 )
         else:
             import openai
 
             client = openai.AsyncOpenAI(max_retries=0)
+            schema = {**RESPONSE_SCHEMA, "additionalProperties": False}
 
             async def call(prompt):
                 await client.responses.create(
@@ -158,6 +161,7 @@ def bare_loop(provider: str, concurrency: int, comparisons: int) -> float:
                     instructions=prompt.system,
                     input=f"{prompt.stable}\n\n{prompt.essays}",
                     max_output_tokens=1024,
+                    text={"format": {"type": "json_schema", "name": "judgment", "strict": True, "schema": schema}},
                 )
 
         async def slot() -> None:

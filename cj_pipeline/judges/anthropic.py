@@ -7,6 +7,7 @@ and costs (`judges.transport`), pace (`judges.pacing`), prices, and what each mo
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from datetime import date, datetime, timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from cj_pipeline.judges.errors import (
@@ -145,11 +146,9 @@ class AnthropicJudge(ProviderJudge["AsyncAnthropic"]):
 
     def _params(self, prompt: ComparisonPrompt) -> Body:
         """The request for one comparison, alone or as an item of a job. Nothing in it tells who is asked about."""
-        from anthropic import transform_schema
-
         output: Body = {}
         if self._rules.structured_output:
-            output["format"] = {"type": "json_schema", "schema": transform_schema(RESPONSE_SCHEMA)}
+            output["format"] = {"type": "json_schema", "schema": _response_schema()}
         params: Body = {
             "model": self._model,
             "max_tokens": self._shape.max_tokens,
@@ -337,6 +336,14 @@ class AnthropicJudge(ProviderJudge["AsyncAnthropic"]):
         if type(error) is AnthropicError:  # the SDK's own: the batch names no place of its results
             return InvalidRequestError("the job has no results: it is not over, or they were deleted", cost_usd=0.0)
         return self._job_error(error)
+
+
+@cache
+def _response_schema() -> Body:
+    """The answer's schema as Anthropic takes it."""
+    from anthropic import transform_schema
+
+    return transform_schema(RESPONSE_SCHEMA)
 
 
 def _usage(body: Body) -> Usage | None:
