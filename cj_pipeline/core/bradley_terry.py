@@ -1,9 +1,11 @@
 """The Bradley–Terry model: scores on a logit scale from who beat whom, and how well they are known.
 
-P(i beats j) = 1 / (1 + exp(-(score_i - score_j))) (Bradley & Terry 1952). Here live the fit by Newton's method on
-the information matrix, its covariance and standard errors, the Gaussian prior with its width fitted to the batch,
-and the conditions under which a finite estimate exists (Ford 1957; Hunter 2004). Which pairs to judge (`pairing`),
-when to stop (`completion`), summaries and flags (`diagnostics`) and grades (`grades`) live elsewhere.
+P(i beats j) = 1 / (1 + exp(-(score_i - score_j))) (Bradley & Terry 1952). Judgments whose reading order is known also
+tell how much being read first helps: P(i, read first, beats j) = 1 / (1 + exp(-(score_i - score_j + advantage))), an
+order effect (Davidson & Beaver 1977) that adds up in logits, with advantage ~ N(0, 1). Here live the fit by Newton's
+method on the information matrix, its covariance and standard errors, the Gaussian prior with its width fitted to the
+batch, and the conditions under which a finite estimate exists (Ford 1957; Hunter 2004). Which pairs to judge
+(`pairing`), when to stop (`completion`), summaries and flags (`diagnostics`) and grades (`grades`) live elsewhere.
 
 The prior's width is weighed by the marginal likelihood of the judgments. The plain Laplace approximation of it is off
 by a little for every item that was seen once or twice, which adds up: in a wave of disjoint pairs, whose outcomes say
@@ -16,6 +18,8 @@ References:
         comparisons. Biometrika 39, 324-345.
     Cseke, B. & Heskes, T. (2011). Approximate marginals in latent Gaussian models. Journal of Machine Learning Research
         12, 417-454.
+    Davidson, R. R. & Beaver, R. J. (1977). On extending the Bradley-Terry model to incorporate within-pair order
+        effects. Biometrics 33, 693-702.
     Ford, L. R. (1957). Solution of a ranking problem from binary comparisons. American Mathematical Monthly 64(8),
         part 2, 28-33.
     Hunter, D. R. (2004). MM algorithms for generalized Bradley-Terry models. Annals of Statistics 32, 384-406.
@@ -35,7 +39,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cj_pipeline.core.diagnostics import SeSummary, bt_se_summary
 from cj_pipeline.core.errors import DisconnectedError, InputError, SeparationError
-from cj_pipeline.core.models import Comparison, ComparisonStatus
+from cj_pipeline.core.models import Comparison, ComparisonStatus, Winner
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -45,6 +49,9 @@ STEP_TOLERANCE: Final = 1e-9
 
 PRIOR_SD_RANGE: Final = (1e-4, 1e4)
 """Logits. Wider priors are maximum likelihood in all but name, and lose the digits that tell them from it."""
+
+ORDER_EFFECT_PRIOR_SD: Final = 1.0
+"""Logits. Width of the prior of the first position's advantage."""
 
 # Hyperprior of the fitted width: log sigma ~ N(log 2, 1), explored to 5 hyper-sd either side.
 _HYPER_MEAN: Final = log(2.0)
@@ -74,43 +81,58 @@ class ScoringSettings(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class PairCounts:
-    """Judgments added up over unordered pairs: all that the likelihood sees of them.
+    """Judgments added up over unordered pairs and the order they were read in: all that the likelihood sees of them.
 
     Attributes:
         n_items: number of items.
-        first, second: (n_pairs,) item indices, first < second, in ascending order of (first, second).
+        first, second: (n_pairs,) item indices, first < second, in ascending order of (first, second, order).
+        order: (n_pairs,) 1 where `first` was read first, -1 where `second` was, 0 where no order effect is fitted.
         first_wins, second_wins: (n_pairs,) sums of weights.
         components: (n_items,) label of each item's connected component; labels ascend with their lowest item.
+        ordered: whether an order effect is fitted.
     """
 
     n_items: int
     first: IntArray
     second: IntArray
+    order: FloatArray
     first_wins: FloatArray
     second_wins: FloatArray
     components: IntArray
+    ordered: bool
 
-    def log_likelihood(self, scores: FloatArray) -> float:
+    def predictor(self, scores: FloatArray, advantage: float) -> FloatArray:
+        """(n_pairs,) logit of P(first beats second)."""
+        difference: FloatArray = scores[self.first] - scores[self.second]
+        return difference + advantage * self.order if self.ordered else difference
+
+    def log_likelihood(self, scores: FloatArray, advantage: float = 0.0) -> float:
         """Sum of log P(winner beats loser) over the judgments."""
-        difference = scores[self.first] - scores[self.second]
+        difference = self.predictor(scores, advantage)
         terms = self.first_wins * np.logaddexp(0.0, -difference) + self.second_wins * np.logaddexp(0.0, difference)
         return -float(terms.sum())
 
-    def gradient(self, scores: FloatArray) -> FloatArray:
-        """(n_items,) derivative of the log likelihood."""
-        win, lose = self._probabilities(scores)
+    def gradient(self, scores: FloatArray, advantage: float = 0.0) -> tuple[FloatArray, float]:
+        """(n_items,) derivative of the log likelihood in the scores, and its derivative in the advantage."""
+        win, lose = self._probabilities(scores, advantage)
         surplus = self.first_wins * lose - self.second_wins * win
-        return self._per_item(surplus, -surplus)
+        return self._per_item(surplus, -surplus), float(self.order @ surplus)
 
-    def information(self, scores: FloatArray) -> FloatArray:
-        """(n_items, n_items) negative Hessian of the log likelihood: the Laplacian of the weighted graph."""
-        win, lose = self._probabilities(scores)
+    def information(self, scores: FloatArray, advantage: float = 0.0) -> tuple[FloatArray, FloatArray, float]:
+        """Negative Hessian of the log likelihood, in three blocks.
+
+        Returns:
+            (n_items, n_items) of the scores, the Laplacian of the weighted graph; (n_items,) between the scores and
+            the advantage, which sums to zero in every component; the advantage's own.
+        """
+        win, lose = self._probabilities(scores, advantage)
         weight = (self.first_wins + self.second_wins) * win * lose
         matrix = np.zeros((self.n_items, self.n_items))
-        matrix[self.first, self.second] = -weight
-        matrix[self.second, self.first] = -weight
+        np.add.at(matrix, (self.first, self.second), -weight)
+        matrix += matrix.T
         np.fill_diagonal(matrix, self._per_item(weight, weight))
-        return matrix
+        signed = weight * self.order
+        return matrix, self._per_item(signed, -signed), float(weight @ self.order**2)
 
     def comparison_counts(self) -> FloatArray:
         """(n_items,) sum of the weights of each item's judgments."""
@@ -129,9 +151,9 @@ class PairCounts:
         means = np.bincount(self.components, weights=scores) / np.bincount(self.components)
         return scores - means[self.components]
 
-    def _probabilities(self, scores: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def _probabilities(self, scores: FloatArray, advantage: float) -> tuple[FloatArray, FloatArray]:
         """P(first wins) and P(second wins), each accurate to the last digits however small it is."""
-        difference = scores[self.first] - scores[self.second]
+        difference = self.predictor(scores, advantage)
         return np.exp(-np.logaddexp(0.0, -difference)), np.exp(-np.logaddexp(0.0, difference))
 
     def _per_item(self, first_values: FloatArray, second_values: FloatArray) -> FloatArray:
@@ -155,6 +177,8 @@ class BradleyTerryFit:
         iterations: Newton steps taken in all, those on the grid of prior widths included.
         prior_sd: logits; the width of the prior that the scores are at, None for maximum likelihood.
         prior_sd_interval: logits; 95 % posterior interval of a fitted width, else None.
+        order_effect: logits by which being read first helps; None if it was not fitted.
+        order_effect_se: its standard error, logits.
         comparison_counts: (n_items,) number of judgments of each item (sum of their weights).
         pairs: the judgments, added up over pairs.
         score_spread: (n_items, k) matrix S; S Sᵀ is the covariance of the scores over the fitted width's
@@ -169,6 +193,8 @@ class BradleyTerryFit:
     iterations: int
     prior_sd: float | None
     prior_sd_interval: tuple[float, float] | None
+    order_effect: float | None
+    order_effect_se: float | None
     comparison_counts: FloatArray
     pairs: PairCounts = field(repr=False)
     score_spread: FloatArray = field(repr=False)
@@ -177,7 +203,8 @@ class BradleyTerryFit:
         """(n_items, n_items) covariance of the scores in their sum-to-zero convention, logits², read-only.
 
         C H⁻¹ C with C the centring matrix and H the information matrix plus the prior precision; the
-        pseudo-inverse of the information matrix for maximum likelihood. With a fitted prior width, the spread of
+        pseudo-inverse of the information matrix for maximum likelihood. An order effect's uncertainty is in it: its
+        row and column are eliminated, not held fixed. With a fitted prior width, the spread of
         the scores over the width's posterior is added.
         """
         return self._covariance
@@ -204,7 +231,7 @@ class BradleyTerryFit:
         From the information of the likelihood without prior, centred within each connected component; infinite
         for an item without judgments.
         """
-        scaled = _Information.at(self.pairs, self.scores, precision=0.0)
+        scaled = _Information.at(self.pairs, self.scores, self.order_effect or 0.0, precision=0.0)
         errors = _root(np.diag(scaled.inverse()))
         errors[self.comparison_counts == 0] = np.inf
         return errors
@@ -212,7 +239,7 @@ class BradleyTerryFit:
     @cached_property
     def _covariance(self) -> FloatArray:
         precision = 0.0 if self.prior_sd is None else self.prior_sd**-2
-        inverse = _Information.at(self.pairs, self.scores, precision).inverse()
+        inverse = _Information.at(self.pairs, self.scores, self.order_effect or 0.0, precision).inverse()
         rows: FloatArray = inverse.mean(axis=1)
         covariance: FloatArray = inverse - rows[:, None] - rows[None, :] + rows.mean()
         covariance += self.score_spread @ self.score_spread.T
@@ -262,6 +289,7 @@ def fit_bradley_terry(
     *,
     weights: ArrayLike | None = None,
     prior_sd: float | Literal["fitted"] | None = "fitted",
+    winner_first: ArrayLike | None = None,
 ) -> BradleyTerryFit:
     """Fit the Bradley–Terry model by Newton's method, from a cold start, without any randomness.
 
@@ -274,6 +302,9 @@ def fit_bradley_terry(
             corrected Laplace approximation (see the module) on an adaptive grid; the scores are the mode at
             exp(E[log σ]), and their covariance includes their spread over σ. Every item gets a finite score.
             A number: the mode under N(0, prior_sd²), logits. None: maximum likelihood.
+        winner_first: (n_judgments,) booleans, whether the winner was the item read first. Given, the advantage of
+            being read first is fitted along, under N(0, `ORDER_EFFECT_PRIOR_SD`²) whatever `prior_sd` is, so that it
+            is finite for every design. Not given, there is none.
 
     Raises:
         InputError: arrays of unequal length or wrong type, an index out of range, an item against itself, a
@@ -281,8 +312,9 @@ def fit_bradley_terry(
         DisconnectedError: `prior_sd=None` and the comparison graph falls into several components.
         SeparationError: `prior_sd=None` and the win graph is not strongly connected (Ford 1957).
     """
-    pairs = _aggregate(winners, losers, n_items, weights)
+    pairs = _aggregate(winners, losers, n_items, weights, winner_first)
     win_components = _win_components(pairs)
+    advantage_variance = 0.0
     spread: FloatArray = np.zeros((pairs.n_items, 0))
     interval: tuple[float, float] | None = None
     iterations = 0
@@ -296,11 +328,13 @@ def fit_bradley_terry(
                 raise InputError(f"prior_sd {prior_sd!r} is not known: give 'fitted', a number of logits, or None")
             posterior = _width_posterior(pairs)
             width, interval, spread = posterior.centre, posterior.interval, posterior.score_spread()
-            iterations = posterior.iterations
+            iterations, advantage_variance = posterior.iterations, posterior.advantage_variance
         else:
             width = _checked_width(prior_sd)
         precision = width**-2
-    mode = _find_mode(pairs, precision, np.zeros(pairs.n_items), STEP_TOLERANCE)
+    mode = _find_mode(pairs, precision, np.zeros(pairs.n_items), 0.0, STEP_TOLERANCE)
+    if pairs.ordered:
+        advantage_variance += _Information.at(pairs, mode.scores, mode.advantage, precision).advantage_variance
     return BradleyTerryFit(
         scores=mode.scores,
         n_items=pairs.n_items,
@@ -310,6 +344,8 @@ def fit_bradley_terry(
         iterations=iterations + mode.iterations,
         prior_sd=width,
         prior_sd_interval=interval,
+        order_effect=mode.advantage if pairs.ordered else None,
+        order_effect_se=advantage_variance**0.5 if pairs.ordered else None,
         comparison_counts=pairs.comparison_counts(),
         pairs=pairs,
         score_spread=spread,
@@ -317,18 +353,24 @@ def fit_bradley_terry(
 
 
 def log_marginal_likelihood(
-    winners: ArrayLike, losers: ArrayLike, n_items: int, *, prior_sd: float, weights: ArrayLike | None = None
+    winners: ArrayLike,
+    losers: ArrayLike,
+    n_items: int,
+    *,
+    prior_sd: float,
+    weights: ArrayLike | None = None,
+    winner_first: ArrayLike | None = None,
 ) -> float:
     """log P(judgments | prior_sd), the scores integrated out: Laplace, with every pair's own factor integrated exactly.
 
     log P ≈ log L(s) - |s|²/(2σ²) - n log σ - ½ log det H, with s the mode under N(0, σ²) and H the information
-    matrix plus 1/σ² (Tierney & Kadane 1986); the powers of 2π cancel.
+    matrix plus 1/σ² (Tierney & Kadane 1986); the powers of 2π cancel. A fitted order effect is one dimension more.
 
     Args and errors as in `fit_bradley_terry`.
     """
-    pairs = _aggregate(winners, losers, n_items, weights)
+    pairs = _aggregate(winners, losers, n_items, weights, winner_first)
     width = _checked_width(prior_sd)
-    return _log_marginal(pairs, width, np.zeros(pairs.n_items))[0]
+    return _log_marginal(pairs, width, np.zeros(pairs.n_items), 0.0)[0]
 
 
 def compute_bt_scores_and_se(
@@ -338,7 +380,7 @@ def compute_bt_scores_and_se(
     *,
     anchor_ids: Collection[str] = (),
 ) -> BTScoringResult:
-    """Score a batch from its comparisons, under the prior whose width is fitted to it.
+    """Score a batch from its comparisons, under the prior whose width is fitted to it, with the order effect.
 
     The result does not depend on the order of `judgments` or of `essay_ids`, to the last bit.
 
@@ -364,6 +406,7 @@ def compute_bt_scores_and_se(
         np.array([index[winner] for winner, _ in results], dtype=np.int64),
         np.array([index[loser] for _, loser in results], dtype=np.int64),
         len(ordered_ids),
+        winner_first=np.array([comparison.winner is Winner.A for comparison in judged], dtype=np.bool_),
     )
     wins = dict.fromkeys(ordered_ids, 0)
     losses = dict.fromkeys(ordered_ids, 0)
@@ -399,8 +442,10 @@ def max_score_change(previous: Mapping[str, float] | None, current: Mapping[str,
 # -- input -----------------------------------------------------------------------------------------------------
 
 
-def _aggregate(winners: ArrayLike, losers: ArrayLike, n_items: int, weights: ArrayLike | None) -> PairCounts:
-    """Check the judgments and add them up over unordered pairs, in ascending order of pair."""
+def _aggregate(
+    winners: ArrayLike, losers: ArrayLike, n_items: int, weights: ArrayLike | None, winner_first: ArrayLike | None
+) -> PairCounts:
+    """Check the judgments and add them up over unordered pairs and reading orders, in ascending order of both."""
     if isinstance(n_items, bool) or not isinstance(n_items, int | np.integer) or n_items < 1:
         raise InputError(f"n_items must be a positive integer, not {n_items!r}")
     n = int(n_items)
@@ -411,13 +456,27 @@ def _aggregate(winners: ArrayLike, losers: ArrayLike, n_items: int, weights: Arr
     if itself.size:
         raise InputError(f"judgment {itself[0]}: item {winner[itself[0]]} is compared with itself")
     multiplicity = np.ones(winner.size) if weights is None else _multiplicities(weights, winner.size)
-    codes = np.minimum(winner, loser) * n + np.maximum(winner, loser)
-    unique, position = np.unique(codes, return_inverse=True)
     first_won = winner < loser
+    codes = np.minimum(winner, loser) * n + np.maximum(winner, loser)
+    if winner_first is not None:
+        codes = 2 * codes + (first_won == _truths(winner_first, winner.size))
+    unique, position = np.unique(codes, return_inverse=True)
     first_wins = np.bincount(position, weights=multiplicity * first_won, minlength=unique.size).astype(np.float64)
     second_wins = np.bincount(position, weights=multiplicity * ~first_won, minlength=unique.size).astype(np.float64)
+    order = np.zeros(unique.size)
+    if winner_first is not None:
+        order = 2.0 * (unique % 2) - 1.0
+        unique = unique // 2
     first, second = unique // n, unique % n
-    return PairCounts(n, first, second, first_wins, second_wins, _component_labels(n, first, second, "weak"))
+    components = _component_labels(n, first, second, "weak")
+    return PairCounts(n, first, second, order, first_wins, second_wins, components, winner_first is not None)
+
+
+def _truths(values: ArrayLike, length: int) -> NDArray[np.bool_]:
+    array = np.asarray(values)
+    if array.shape != (length,) or (length and array.dtype.kind != "b"):
+        raise InputError(f"winner_first must be {length} booleans, one per judgment, not {array.dtype} {array.shape}")
+    return array.astype(np.bool_)
 
 
 def _indices(name: str, values: ArrayLike, n_items: int) -> IntArray:
@@ -553,19 +612,28 @@ class _Information:
 
     A shift of a whole component changes no likelihood, so H has the eigenvalue `precision` there: tiny for a wide
     prior, zero for maximum likelihood. Adding `stiffness` to exactly these eigenvalues keeps the Cholesky
-    factorisation sound; inverse and determinant of H itself follow in closed form.
+    factorisation sound; inverse and determinant of H itself follow in closed form. The advantage of the first
+    position is eliminated by its Schur complement, so that `factor` stays that of the scores' block.
+
+    Attributes:
+        factor: Cholesky factor of the scores' block.
+        border: (n_items,) A⁻¹ b, with A the scores' block and b the one between scores and advantage.
+        complement: information on the advantage that the scores leave, its prior included; 1/complement is its
+            variance. Infinite, and border zero, without an order effect.
     """
 
     factor: Any
     pairs: PairCounts
     stiffness: FloatArray
     precision: float
+    border: FloatArray
+    complement: float
 
     @classmethod
-    def at(cls, pairs: PairCounts, scores: FloatArray, precision: float) -> "_Information":
-        from scipy.linalg import cho_factor
+    def at(cls, pairs: PairCounts, scores: FloatArray, advantage: float, precision: float) -> "_Information":
+        from scipy.linalg import cho_factor, cho_solve
 
-        matrix = pairs.information(scores)
+        matrix, between, own = pairs.information(scores, advantage)
         sizes = np.bincount(pairs.components)
         stiffness = np.bincount(pairs.components, weights=np.diag(matrix)) / sizes
         stiffness[stiffness == 0] = 1.0
@@ -578,68 +646,100 @@ class _Information:
                 "the information matrix is singular to working precision: weights differ by too many orders of "
                 "magnitude. Rescale or drop the extreme ones"
             ) from None
-        return cls(factor, pairs, stiffness, precision)
+        border: FloatArray = np.zeros(pairs.n_items)
+        complement = np.inf
+        if pairs.ordered:
+            border = cho_solve(factor, between, check_finite=False)
+            complement = own + ORDER_EFFECT_PRIOR_SD**-2 - float(between @ border)
+        return cls(factor, pairs, stiffness, precision, border, complement)
 
-    def solve(self, right: FloatArray) -> FloatArray:
-        """Solution of the stiffened system; H⁻¹ right where `right` sums to zero in every component."""
+    @property
+    def advantage_variance(self) -> float:
+        """Variance of the first position's advantage, logits²; 0 if it is not fitted."""
+        return 1.0 / self.complement
+
+    def step(self, gradient: FloatArray, advantage_gradient: float) -> tuple[FloatArray, float]:
+        """The Newton step of scores and advantage, for a gradient that sums to zero in every component."""
         from scipy.linalg import cho_solve
 
-        solution: FloatArray = cho_solve(self.factor, right, check_finite=False)
-        return solution
+        alone: FloatArray = cho_solve(self.factor, gradient, check_finite=False)
+        if not self.pairs.ordered:
+            return alone, 0.0
+        advantage = (advantage_gradient - float(self.border @ gradient)) / self.complement
+        return alone - advantage * self.border, advantage
+
+    def stiffened_inverse(self) -> FloatArray:
+        """(n_items, n_items) covariance of the scores, up to shifts of whole components, the advantage integrated."""
+        from scipy.linalg import cho_solve
+
+        inverse: FloatArray = cho_solve(self.factor, np.eye(self.pairs.n_items), check_finite=False)
+        return inverse + np.outer(self.border, self.border) * self.advantage_variance
 
     def inverse(self) -> FloatArray:
         """H⁻¹; without a prior its pseudo-inverse, which is centred within every component."""
-        stiffened = self.solve(np.eye(self.pairs.n_items))
+        stiffened = self.stiffened_inverse()
         free = 1.0 / self.precision if self.precision > 0 else 0.0
         shift = free - 1.0 / (self.precision + self.stiffness)
         return stiffened + shift[self.pairs.components][:, None] * self.pairs.component_projection
 
     def log_determinant(self) -> float:
-        """log det H, for a positive precision."""
+        """log det H, for a positive precision; with an order effect, of the matrix with one row and column more."""
         stiffened = 2.0 * float(np.log(np.diag(self.factor[0])).sum())
-        return stiffened - float(np.log1p(self.stiffness / self.precision).sum())
+        advantage = log(self.complement) if self.pairs.ordered else 0.0
+        return stiffened - float(np.log1p(self.stiffness / self.precision).sum()) + advantage
 
 
 @dataclass(frozen=True, eq=False)
 class _Mode:
     scores: FloatArray
+    advantage: float
     objective: float
     information: _Information
     iterations: int
     converged: bool
 
 
-def _find_mode(pairs: PairCounts, precision: float, start: FloatArray, tolerance: float) -> _Mode:
-    """Maximise log likelihood - precision·|scores|²/2 by Newton's method, halving steps that do not increase it."""
+def _find_mode(
+    pairs: PairCounts, precision: float, start: FloatArray, advantage_start: float, tolerance: float
+) -> _Mode:
+    """Maximise log likelihood - precision·|scores|²/2 (and the advantage's prior) by Newton's method.
 
-    def objective(scores: FloatArray) -> float:
-        return pairs.log_likelihood(scores) - 0.5 * precision * float(scores @ scores)
+    Steps that do not increase the objective are halved.
+    """
+    advantage_precision = ORDER_EFFECT_PRIOR_SD**-2
 
-    scores, value = start, objective(start)
+    def objective(scores: FloatArray, advantage: float) -> float:
+        prior = precision * float(scores @ scores) + advantage_precision * advantage**2
+        return pairs.log_likelihood(scores, advantage) - 0.5 * prior
+
+    scores, advantage = start, advantage_start
+    value = objective(scores, advantage)
     iterations, converged = 0, False
     while iterations < _MAX_ITERATIONS:
         iterations += 1
-        information = _Information.at(pairs, scores, precision)
-        gradient = pairs.centred_within_components(pairs.gradient(scores) - precision * scores)
-        step = information.solve(gradient)
-        if float(np.abs(step).max()) <= tolerance:
-            scores = scores + step
+        information = _Information.at(pairs, scores, advantage, precision)
+        uphill, advantage_uphill = pairs.gradient(scores, advantage)
+        gradient = pairs.centred_within_components(uphill - precision * scores)
+        step, advantage_step = information.step(gradient, advantage_uphill - advantage_precision * advantage)
+        if max(float(np.abs(step).max()), abs(advantage_step)) <= tolerance:
+            scores, advantage = scores + step, advantage + advantage_step
             converged = True
             break
         # the objective is only known to its rounding error, which must not reject a sound step near the top
         floor = value - 1e-12 * (1.0 + abs(value))
-        scale = next((2.0**-k for k in range(_MAX_HALVINGS) if objective(scores + 2.0**-k * step) >= floor), None)
+        scales = (2.0**-k for k in range(_MAX_HALVINGS))
+        scale = next((s for s in scales if objective(scores + s * step, advantage + s * advantage_step) >= floor), None)
         if scale is None:
             break
-        scores = scores + scale * step
-        value = objective(scores)
+        scores, advantage = scores + scale * step, advantage + scale * advantage_step
+        value = objective(scores, advantage)
     scores = pairs.centred_within_components(scores)
-    return _Mode(scores, objective(scores), information, iterations, converged)
+    return _Mode(scores, advantage, objective(scores, advantage), information, iterations, converged)
 
 
-def _log_marginal(pairs: PairCounts, prior_sd: float, start: FloatArray) -> tuple[float, _Mode]:
+def _log_marginal(pairs: PairCounts, prior_sd: float, start: FloatArray, advantage_start: float) -> tuple[float, _Mode]:
     """Corrected Laplace log marginal likelihood at one prior width, and the mode it was taken at."""
-    mode = _find_mode(pairs, prior_sd**-2, start, _GRID_STEP_TOLERANCE)
+    mode = _find_mode(pairs, prior_sd**-2, start, advantage_start, _GRID_STEP_TOLERANCE)
     laplace = mode.objective - pairs.n_items * log(prior_sd) - 0.5 * mode.information.log_determinant()
     return laplace + _pair_correction(pairs, mode), mode
 
@@ -650,45 +750,84 @@ def _pair_correction(pairs: PairCounts, mode: _Mode) -> float:
     At the mode a pair's difference has mean η and variance V, of which its own factor contributes the precision W and
     the slope g. Taking these away leaves the cavity N(η - C g, C), C = 1 / (1/V - W): what the prior and all other
     pairs say. Against it the factor's integral is known exactly, and so is that of its Gaussian stand-in.
+
+    With an order effect, η is the difference plus or minus the advantage where a pair was read in one order. A pair
+    read in both has one difference: its two factors are integrated together, the advantage at its mode.
     """
     if not len(pairs.first):
         return 0.0
     # a shift common to a component cancels in differences, so the stiffened inverse serves
-    inverse = mode.information.solve(np.eye(pairs.n_items))
+    inverse = mode.information.stiffened_inverse()
     variance = np.diag(inverse)[pairs.first] + np.diag(inverse)[pairs.second] - 2.0 * inverse[pairs.first, pairs.second]
-    difference = mode.scores[pairs.first] - mode.scores[pairs.second]
-    total = 0.0
-    for rows in np.array_split(np.arange(len(pairs.first)), 1 + len(pairs.first) // _PAIRS_AT_ONCE):
-        total += float(
-            _log_factor_ratio(difference[rows], variance[rows], pairs.first_wins[rows], pairs.second_wins[rows]).sum()
-        )
-    return total
+    wins, losses = pairs.first_wins, pairs.second_wins
+    if not pairs.ordered:
+        difference = pairs.predictor(mode.scores, 0.0)
+        return _summed_log_ratios(difference, variance, wins[:, None], losses[:, None], np.zeros((len(wins), 1)))
+    slope = mode.information.border[pairs.first] - mode.information.border[pairs.second]
+    spread = mode.information.advantage_variance
+    follows = (pairs.first[1:] == pairs.first[:-1]) & (pairs.second[1:] == pairs.second[:-1])
+    twin = np.flatnonzero(follows)
+    alone = np.setdiff1d(np.arange(len(wins)), np.concatenate([twin, twin + 1]))
+    difference = pairs.predictor(mode.scores, mode.advantage)
+    total = _summed_log_ratios(
+        difference[alone],
+        (variance - 2.0 * pairs.order * slope * spread + spread)[alone],
+        wins[alone, None],
+        losses[alone, None],
+        np.zeros((alone.size, 1)),
+    )
+    both = np.stack([twin, twin + 1], axis=1)
+    return total + _summed_log_ratios(
+        pairs.predictor(mode.scores, 0.0)[twin],
+        (variance - slope**2 * spread)[twin],
+        wins[both],
+        losses[both],
+        mode.advantage * pairs.order[both],
+    )
 
 
-def _log_factor_ratio(difference: FloatArray, variance: FloatArray, wins: FloatArray, losses: FloatArray) -> FloatArray:
-    """(k,) log(exact / Laplace) of k factors σ(x)^wins σ(-x)^losses; see `_pair_correction`.
+def _summed_log_ratios(
+    difference: FloatArray, variance: FloatArray, wins: FloatArray, losses: FloatArray, offsets: FloatArray
+) -> float:
+    """Sum of `_log_factor_ratio`, `_PAIRS_AT_ONCE` at a time."""
+    return sum(
+        float(_log_factor_ratio(difference[r], variance[r], wins[r], losses[r], offsets[r]).sum())
+        for r in np.array_split(np.arange(len(difference)), 1 + len(difference) // _PAIRS_AT_ONCE)
+        if r.size
+    )
 
-    The trapezoidal rule on x = mean + sd·sinh(t): close together where the posterior is, and far enough out to see all
-    of the cavity. For an analytic integrand that decays at both ends it converges exponentially in the spacing.
+
+def _log_factor_ratio(
+    difference: FloatArray, variance: FloatArray, wins: FloatArray, losses: FloatArray, offsets: FloatArray
+) -> FloatArray:
+    """(k,) log(exact / Laplace) of k factors Π_m σ(x + offset_m)^wins_m σ(-x - offset_m)^losses_m.
+
+    See `_pair_correction`. The trapezoidal rule on x = mean + sd·sinh(t): close together where the posterior is, and
+    far enough out to see all of the cavity. For an analytic integrand that decays at both ends it converges
+    exponentially in the spacing.
+
+    Args:
+        difference, variance: (k,) of x at the mode.
+        wins, losses, offsets: (k, m).
     """
-    win, lose = np.exp(-np.logaddexp(0.0, -difference)), np.exp(-np.logaddexp(0.0, difference))
-    precision, slope = (wins + losses) * win * lose, wins * lose - losses * win
+    at = difference[:, None] + offsets
+    win, lose = np.exp(-np.logaddexp(0.0, -at)), np.exp(-np.logaddexp(0.0, at))
+    precision = ((wins + losses) * win * lose).sum(axis=1)
+    slope = (wins * lose - losses * win).sum(axis=1)
     cavity = 1.0 / np.maximum(1.0 / variance - precision, 1e-9 / variance)
     centre = difference - cavity * slope
     scale = np.sqrt(variance)
     reach = np.arcsinh((_CAVITY_REACH * np.sqrt(cavity) + np.abs(difference - centre)) / scale)
     t = np.linspace(-1.0, 1.0, _QUADRATURE_POINTS) * reach[:, None]
     x = difference[:, None] + scale[:, None] * np.sinh(t)
-    exponent = (
-        -wins[:, None] * np.logaddexp(0.0, -x)
-        - losses[:, None] * np.logaddexp(0.0, x)
-        - 0.5 * (x - centre[:, None]) ** 2 / cavity[:, None]
-        + np.log(scale[:, None] * np.cosh(t))
-    )
+    exponent = -0.5 * (x - centre[:, None]) ** 2 / cavity[:, None] + np.log(scale[:, None] * np.cosh(t))
+    for won, lost, offset in zip(wins.T, losses.T, offsets.T, strict=True):
+        moved = x + offset[:, None]
+        exponent -= won[:, None] * np.logaddexp(0.0, -moved) + lost[:, None] * np.logaddexp(0.0, moved)
     top = exponent.max(axis=1)
     spacing = 2.0 * reach / (_QUADRATURE_POINTS - 1)
     exact = top + np.log(np.exp(exponent - top[:, None]).sum(axis=1) * spacing) - 0.5 * np.log(2.0 * pi * cavity)
-    at_mode = -wins * np.logaddexp(0.0, -difference) - losses * np.logaddexp(0.0, difference)
+    at_mode = -(wins * np.logaddexp(0.0, -at) + losses * np.logaddexp(0.0, at)).sum(axis=1)
     gaussian = at_mode + 0.5 * np.log(variance / cavity) - 0.5 * (difference - centre) ** 2 / cavity
     ratio: FloatArray = exact - gaussian
     return ratio
@@ -712,6 +851,7 @@ class _WidthPosterior:
         masses: (k,) posterior probabilities, summing to 1.
         log_densities: (k,) their logarithms up to a constant.
         scores: (k, n_items) the mode at each width.
+        advantages: (k,) the first position's advantage at each.
         iterations: Newton steps taken.
     """
 
@@ -719,7 +859,13 @@ class _WidthPosterior:
     masses: FloatArray
     log_densities: FloatArray
     scores: FloatArray
+    advantages: FloatArray
     iterations: int
+
+    @property
+    def advantage_variance(self) -> float:
+        """Variance of the advantage over the posterior of σ, logits²."""
+        return float(self.masses @ (self.advantages - self.masses @ self.advantages) ** 2)
 
     @property
     def centre(self) -> float:
@@ -747,20 +893,23 @@ def _width_posterior(pairs: PairCounts) -> _WidthPosterior:
     # only scores are kept of each mode: its factorisation is n² numbers
     log_density: dict[float, float] = {}
     scores: dict[float, FloatArray] = {}
+    advantages: dict[float, float] = {}
     iterations = 0
 
-    def explore(offset: float, start: FloatArray) -> None:
+    def explore(offset: float, start: FloatArray, advantage_start: float) -> None:
         nonlocal iterations
-        log_marginal, mode = _log_marginal(pairs, exp(_HYPER_MEAN + offset), start)
+        log_marginal, mode = _log_marginal(pairs, exp(_HYPER_MEAN + offset), start, advantage_start)
         log_density[offset] = log_marginal - 0.5 * offset**2
         scores[offset] = mode.scores
+        advantages[offset] = mode.advantage
         iterations += mode.iterations
 
     spacing = 1.0
     start: FloatArray = np.zeros(pairs.n_items)
+    advantage_start = 0.0
     for step in range(-_HYPER_REACH, _HYPER_REACH + 1):
-        explore(float(step), start)
-        start = scores[float(step)]
+        explore(float(step), start, advantage_start)
+        start, advantage_start = scores[float(step)], advantages[float(step)]
     while True:
         floor = max(log_density.values()) - _LOG_DENSITY_DROP
         inside = [offset for offset, density in log_density.items() if density >= floor]
@@ -770,7 +919,8 @@ def _width_posterior(pairs: PairCounts) -> _WidthPosterior:
             break
         # offsets are multiples of powers of two, so sums of them are exact and the lattice has no gaps
         for k in range(round((high - low) / spacing)):
-            explore(low + (k + 0.5) * spacing, scores[low + k * spacing])
+            near = low + k * spacing
+            explore(low + (k + 0.5) * spacing, scores[near], advantages[near])
         spacing /= 2.0
     offsets = np.array(sorted(offset for offset in scores if low <= offset <= high))
     densities = np.array([log_density[offset] for offset in offsets])
@@ -781,5 +931,6 @@ def _width_posterior(pairs: PairCounts) -> _WidthPosterior:
         masses=masses / masses.sum(),
         log_densities=densities,
         scores=np.array([scores[offset] for offset in offsets]),
+        advantages=np.array([advantages[offset] for offset in offsets]),
         iterations=iterations,
     )

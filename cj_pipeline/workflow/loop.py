@@ -462,6 +462,8 @@ class _WaveLoop:
                     "bt_se_summary": scoring.se_summary,
                     "bt_quality_flags": flags,
                     "prior_sd": scoring.fit.prior_sd,
+                    "order_effect": scoring.fit.order_effect,
+                    "order_effect_se": scoring.fit.order_effect_se,
                     "waiting_for": None,
                     "breaker_opened": self._breaker.opened,
                     "coverage": {

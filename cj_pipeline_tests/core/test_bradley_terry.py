@@ -527,6 +527,8 @@ def test_a_fit_cannot_be_changed_by_accident():
         (([0], [1], 2), {"prior_sd": np.inf}, "prior_sd inf is outside"),
         (([0], [1], 2), {"prior_sd": "fited"}, "prior_sd 'fited' is not known"),
         (([0], [1], 2), {"prior_sd": True}, "prior_sd must be"),
+        (([0], [1], 2), {"winner_first": [1]}, "winner_first must be 1 booleans"),
+        (([0], [1], 2), {"winner_first": [True, False]}, "winner_first must be 1 booleans"),
     ],
 )
 def test_unusable_input_is_refused_with_the_place_and_the_reason(arguments, options, message):
@@ -579,7 +581,9 @@ def test_a_batch_is_scored_from_its_judged_comparisons_only():
     assert result.per_essay_counts == {"ANCHOR_1": 3, "kim": 5, "lee": 3, "max": 1, "zoe": 0}
     assert result.components == {"ANCHOR_1": 0, "kim": 0, "lee": 0, "max": 0, "zoe": 1}
     # in the order of ids: ANCHOR_1 0, kim 1, lee 2, max 3, zoe 4
-    expected = fit_bradley_terry([1, 1, 2, 0, 1, 1], [2, 2, 0, 1, 0, 3], 5)
+    expected = fit_bradley_terry(
+        [1, 1, 2, 0, 1, 1], [2, 2, 0, 1, 0, 3], 5, winner_first=[True, False, False, True, True, True]
+    )
     assert list(result.scores.values()) == expected.scores.tolist()
     assert list(result.ses_uncapped.values()) == expected.standard_errors().tolist()
     assert list(result.prior_free_ses.values()) == expected.prior_free_standard_errors().tolist()

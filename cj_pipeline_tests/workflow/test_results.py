@@ -260,11 +260,15 @@ def test_scores_are_those_of_the_fit_and_wins_those_of_the_rows(ledger):
     place = {essay_id: index for index, essay_id in enumerate(ids)}
     prior_sd = ledger.batch("b").processing_metadata["prior_sd"]
     fit = fit_bradley_terry(
-        [place[winner] for winner in judged["winner_id"]], [place[loser] for loser in judged["loser_id"]], len(ids)
+        [place[winner] for winner in judged["winner_id"]],
+        [place[loser] for loser in judged["loser_id"]],
+        len(ids),
+        winner_first=(judged["winner"] == "a").to_numpy(),
     )
     by_id = {row["essay_id"]: row for row in scores.iter_rows(named=True)}
     assert [by_id[essay_id]["score"] for essay_id in ids] == pytest.approx(list(fit.scores), abs=1e-9)
     assert fit.prior_sd == pytest.approx(prior_sd)
+    assert fit.order_effect == pytest.approx(ledger.batch("b").processing_metadata["order_effect"])
     for essay_id, row in by_id.items():
         assert row["wins"] == (judged["winner_id"] == essay_id).sum()
         assert row["losses"] == (judged["loser_id"] == essay_id).sum()
