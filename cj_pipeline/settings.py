@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cj_pipeline.core.errors import InputError
-from cj_pipeline.core.models import BatchApiMode, BatchingMode
+from cj_pipeline.core.models import BatchApiMode, BatchingMode, StopRule
 
 _DEFAULT_DATA_DIR = Path("assets_data")
 
@@ -40,6 +40,12 @@ class BatchTunables(BaseModel):
         0.05,
         ge=0,
         description="logits. Largest |change of a score| between two waves that still counts as stable.",
+    )
+    stop_rule: StopRule = Field(
+        StopRule.STABILITY,
+        description="what may end a batch before its budget: stability (scores stand still) or precision (on two full "
+        "waves in a row, 90 % of students have a grade known to 0.7 steps; without grades, a reliability of .80; or "
+        "more judgments hardly help).",
     )
     min_success_rate_threshold: float = Field(
         0.8,
@@ -185,6 +191,7 @@ class BatchOverrides(BaseModel):
     comparisons_per_stability_check_iteration: int | None = Field(None, ge=1)
     min_comparisons_for_stability_check: int | None = Field(None, ge=1)
     score_stability_threshold: float | None = Field(None, ge=0)
+    stop_rule: StopRule | None = None
     min_success_rate_threshold: float | None = Field(None, ge=0, le=1)
     min_resampling_net_size: int | None = Field(None, ge=0)
     max_resampling_passes_for_small_net: int | None = Field(None, ge=0)

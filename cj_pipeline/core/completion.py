@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from cj_pipeline.core.errors import MissingBudgetError
-from cj_pipeline.core.models import BatchState, BatchStatus, Comparison, ComparisonStatus, PairMode, Value
+from cj_pipeline.core.models import BatchState, BatchStatus, Comparison, ComparisonStatus, PairMode, StopRule, Value
 
 MONITOR_MIN_PROGRESS = 0.8
 """Share of the budget that must have an outcome before a silent batch may be recovered instead of failed."""
@@ -23,6 +23,7 @@ class StoppingSettings(Protocol):
     min_success_rate_threshold: float
     min_resampling_net_size: int
     max_resampling_passes_for_small_net: int
+    stop_rule: StopRule
 
 
 class Decision(StrEnum):
@@ -107,21 +108,25 @@ def success_guard_met(state: BatchState, settings: StoppingSettings) -> bool:
     return rate is not None and state.judged > 0 and rate >= settings.min_success_rate_threshold
 
 
-def decide(state: BatchState, settings: StoppingSettings, *, single_wave: bool = False) -> ContinuationDecision:
+def decide(
+    state: BatchState, settings: StoppingSettings, *, single_wave: bool = False, precise: str | None = None
+) -> ContinuationDecision:
     """What to do after a wave. Rules are tried in order; the first that applies decides.
 
     1. comparisons pending → wait; 2. the judge refused for good → failure `provider_rejected`; 3. success rate
     below the guard with the budget or the money spent, the small-net cap reached, or no further wave to come →
-    failure `low_success_rate` (`cost_spent` if the money did not even buy one judgment); 4. the wave was whole, enough
-    outcomes, scores moved at most the threshold, success guard met → scoring `stable`; 5. budget spent → scoring
-    `budget_spent`, money spent → scoring `cost_spent`; 6. small net covered and its passes used → scoring
-    `small_net_cap`; no further wave to come → scoring `single_wave`; 7. pairs still unseen → more `coverage`;
+    failure `low_success_rate` (`cost_spent` if the money did not even buy one judgment); 4. the wave was whole, the
+    success guard met, and, by the stop rule `stability`, enough outcomes and scores that moved at most the threshold →
+    scoring `stable`, or, by the stop rule `precision`, precise enough → scoring with `precise` as reason; 5. budget
+    spent → scoring `budget_spent`, money spent → scoring `cost_spent`; 6. small net covered and its passes used →
+    scoring `small_net_cap`; no further wave to come → scoring `single_wave`; 7. pairs still unseen → more `coverage`;
     8. otherwise → more `resampling`.
 
     Args:
         state: the batch at the wave's end.
         settings: its thresholds.
         single_wave: whether everything was planned in one wave, so that none follows (provider batch jobs).
+        precise: why the batch is precise enough (`precision.precise_enough`), None if it is not.
 
     Raises:
         MissingBudgetError: the batch has no valid budget (unless rule 1 or 2 decided first).
@@ -142,16 +147,15 @@ def decide(state: BatchState, settings: StoppingSettings, *, single_wave: bool =
         return _failure("cost_spent")
     if not guard_met and (budget_spent or state.cost_spent or small_net_cap or single_wave):
         return _failure("low_success_rate")
-    stable = (
-        not state.wave_cut_by_budget
-        and not state.cost_spent
-        and state.callbacks >= settings.min_comparisons_for_stability_check
-        and state.max_score_change is not None
-        and state.max_score_change <= settings.score_stability_threshold
-        and guard_met
-    )
-    if stable:
-        return _scoring("stable", BatchStatus.COMPLETE_STABLE)
+    if guard_met and not state.wave_cut_by_budget and not state.cost_spent:
+        stable = (
+            state.callbacks >= settings.min_comparisons_for_stability_check
+            and state.max_score_change is not None
+            and state.max_score_change <= settings.score_stability_threshold
+        )
+        reason = precise if settings.stop_rule is StopRule.PRECISION else "stable" if stable else None
+        if reason is not None:
+            return _scoring(reason, BatchStatus.COMPLETE_STABLE)
     if budget_spent:
         return _scoring("budget_spent", BatchStatus.COMPLETE_MAX_COMPARISONS)
     if state.cost_spent:

@@ -97,6 +97,13 @@ class BatchApiMode(StrEnum):
     OPPORTUNISTIC = "opportunistic"
 
 
+class StopRule(StrEnum):
+    """What ends a batch before its budget does: scores that stand still, or grades that are known well enough."""
+
+    STABILITY = "stability"
+    PRECISION = "precision"
+
+
 class ComparisonStatus(StrEnum):
     """Where a comparison stands. `WITHDRAWN` ones were never sent and count towards nothing."""
 

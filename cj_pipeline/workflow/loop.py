@@ -19,9 +19,10 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, Final
 
-from cj_pipeline.core.bradley_terry import compute_bt_scores_and_se, max_score_change
+from cj_pipeline.core.bradley_terry import BTScoringResult, compute_bt_scores_and_se, max_score_change
 from cj_pipeline.core.completion import Decision, decide, is_small_net
 from cj_pipeline.core.diagnostics import bt_quality_flags
+from cj_pipeline.core.grades import project_grades
 from cj_pipeline.core.models import (
     BatchingMode,
     BatchKind,
@@ -31,8 +32,10 @@ from cj_pipeline.core.models import (
     ComparisonStatus,
     Essay,
     PairMode,
+    StopRule,
 )
 from cj_pipeline.core.pairing import plan_single_wave, plan_wave, wave_size
+from cj_pipeline.core.precision import RPS_WAVES, WavePrecision, low_reliability, precise_enough, wave_precision
 from cj_pipeline.judges.protocol import Judge
 from cj_pipeline.ledger import Lease, LeaseLostError, Ledger
 from cj_pipeline.ledger.records import AttemptEnd, BatchRecord, WaveEnd, WavePlan, WaveRecord
@@ -41,6 +44,7 @@ from cj_pipeline.settings import BatchTunables, CJSettings
 from cj_pipeline.workflow.dispatch import Bench, Breaker, Dispatched, Dispatcher, planned_tasks
 from cj_pipeline.workflow.jobs import JobRunner, Wait
 from cj_pipeline.workflow.judging import open_batch_judge
+from cj_pipeline.workflow.registration import scale_of
 
 MIN_STUDENTS: Final = 2
 
@@ -226,6 +230,9 @@ class _WaveLoop:
         self.events: queue.SimpleQueue[Progress | WaveReport | None] = queue.SimpleQueue()
         self._batch: BatchRecord = ledger.batch(lease.batch_id)
         self._tunables = BatchTunables.model_validate(self._batch.settings)
+        self._precision = [
+            WavePrecision.model_validate(measured) for measured in self._batch.processing_metadata.get("precision", [])
+        ]
         self._essays: dict[str, Essay] = {essay.essay_id: essay for essay in ledger.essays(lease.batch_id)}
         self._opened_judge = judge is None
         self._judge = judge or open_batch_judge(self._batch, settings)
@@ -426,6 +433,30 @@ class _WaveLoop:
 
     # --- deciding ------------------------------------------------------------------------------------------------
 
+    def _precise(self, wave: WaveRecord, scoring: BTScoringResult) -> str | None:
+        """Measure the wave's precision, if that may stop the batch; why it may stop, or None."""
+        if self._tunables.stop_rule is not StopRule.PRECISION:
+            return None
+        scale = scale_of(self._ledger, self._batch)
+        projected = scale and project_grades(
+            scale,
+            scores=scoring.scores,
+            ses=scoring.ses_uncapped,
+            components=scoring.components,
+            known_grades={e.essay_id: e.known_grade for e in self._essays.values() if e.is_anchor and e.known_grade},
+        )
+        measured = wave_precision(
+            wave.wave,
+            full=not wave.cut_by_budget,
+            judgments=scoring.per_essay_counts.values(),
+            projections=projected.projections if projected else (),
+            reliability_low=low_reliability(
+                scoring.fit.scores, scoring.fit.covariance(), self._tunables.pair_generation_seed
+            ),
+        )
+        self._precision = [*(m for m in self._precision if m.wave < wave.wave), measured][-RPS_WAVES - 1 :]
+        return precise_enough(self._precision)
+
     def _end_wave(self, waves: list[WaveRecord], state: BatchState) -> bool:
         """Fit, decide, record; whether the decision is final."""
         comparisons = self._ledger.comparisons(self.batch_id)
@@ -444,6 +475,7 @@ class _WaveLoop:
             state.model_copy(update={"max_score_change": change}),
             self._tunables,
             single_wave=self._in_one_wave and whole,
+            precise=self._precise(wave, scoring),
         )
         flags = bt_quality_flags(scoring.se_summary, self._tunables)
         self._lease.end_wave(
@@ -464,6 +496,7 @@ class _WaveLoop:
                     "prior_sd": scoring.fit.prior_sd,
                     "order_effect": scoring.fit.order_effect,
                     "order_effect_se": scoring.fit.order_effect_se,
+                    "precision": [measured.model_dump() for measured in self._precision],
                     "waiting_for": None,
                     "breaker_opened": self._breaker.opened,
                     "coverage": {

@@ -20,6 +20,7 @@ from cj_pipeline.ledger import Ledger, UnknownAssignmentError
 from cj_pipeline.ledger.records import (
     AnchorRecord,
     AssignmentRecord,
+    BatchRecord,
     NewAnchor,
     NewAssignment,
     NewBatch,
@@ -99,6 +100,13 @@ def assignment_scale(assignment: AssignmentRecord) -> GradeScale:
     if assignment.grade_scale_definition is not None:
         return parse_grade_scale(assignment.grade_scale_definition, f"assignment {assignment.assignment_id}")
     return get_grade_scale(assignment.grade_scale)
+
+
+def scale_of(ledger: Ledger, batch: BatchRecord) -> GradeScale | None:
+    """The grade scale of a batch's assignment, as of the revision it was submitted with; None without assignment."""
+    if batch.assignment_id is None:
+        return None
+    return assignment_scale(ledger.assignment(batch.assignment_id, batch.assignment_revision))
 
 
 def read_and_submit(ledger: Ledger, settings: CJSettings, source: Path, **stated: Any) -> Submission:

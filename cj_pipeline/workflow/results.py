@@ -31,7 +31,7 @@ from cj_pipeline.ledger import Ledger
 from cj_pipeline.ledger.records import BatchRecord
 from cj_pipeline.settings import BatchTunables
 from cj_pipeline.workflow import frames
-from cj_pipeline.workflow.registration import assignment_scale
+from cj_pipeline.workflow.registration import scale_of
 
 NO_GRADES_BECAUSE: Final = {
     "insufficient_essays": "There are fewer than two student essays, and a comparison needs two.",
@@ -88,13 +88,6 @@ def collect_results(ledger: Ledger, batch_id: str) -> BatchResults:
         projection=projection,
         as_of=judged_count(comparisons),
     )
-
-
-def scale_of(ledger: Ledger, batch: BatchRecord) -> GradeScale | None:
-    """The grade scale of a batch's assignment, as of the revision it was submitted with; None without assignment."""
-    if batch.assignment_id is None:
-        return None
-    return assignment_scale(ledger.assignment(batch.assignment_id, batch.assignment_revision))
 
 
 def judged_count(comparisons: pl.DataFrame) -> int:

@@ -17,7 +17,7 @@ from cj_pipeline.core.completion import (
 )
 from cj_pipeline.core.diagnostics import bt_quality_flags
 from cj_pipeline.core.errors import CJError, MissingBudgetError
-from cj_pipeline.core.models import BatchState, BatchStatus, Comparison, ComparisonStatus, PairMode, Winner
+from cj_pipeline.core.models import BatchState, BatchStatus, Comparison, ComparisonStatus, PairMode, StopRule, Winner
 from cj_pipeline.settings import BatchTunables
 
 SETTINGS = BatchTunables(
@@ -367,6 +367,39 @@ def test_full_coverage_does_not_recover_a_silent_batch_below_80_percent_of_its_b
     assert found.reason == "timeout_incomplete"
 
 
+# --- the stop rule `precision` ---------------------------------------------------------------------------------------
+
+PRECISE = SETTINGS.model_copy(update={"stop_rule": StopRule.PRECISION})
+
+
+def test_by_the_rule_precision_a_batch_ends_when_it_is_precise_and_not_when_it_is_stable():
+    still = batch_state(max_score_change=0.0)
+    assert decided(still) == STABLE
+    assert decided(still, PRECISE) == COVERAGE
+    for reason in ("precise", "precision_flat"):
+        found = decide(batch_state(max_score_change=None), PRECISE, precise=reason)
+        assert (found.reason, found.status) == (reason, BatchStatus.COMPLETE_STABLE)
+
+
+def test_by_the_rule_stability_precision_ends_nothing():
+    assert decide(batch_state(), SETTINGS, precise="precise").reason == "coverage"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"wave_cut_by_budget": True}, "coverage"),
+        ({"judged": 12, "failed": 8}, "coverage"),  # below the success guard
+        ({"provider_rejected": True}, "provider_rejected"),
+        ({"pending": 1}, "pending"),
+        ({"judged": 40, "wave_cut_by_budget": True}, "budget_spent"),
+        ({"cost_spent": True}, "cost_spent"),
+    ],
+)
+def test_precision_overrides_neither_guard_nor_budget_nor_what_is_pending(changes, expected):
+    assert decide(batch_state(**changes), PRECISE, precise="precise").reason == expected
+
+
 # --- what holds for every batch --------------------------------------------------------------------------------------
 
 tunables = st.builds(
@@ -420,9 +453,9 @@ def test_no_scoring_decision_gets_past_the_success_guard(state, settings):
 
 
 @given(states(), tunables)
-def test_a_decision_looks_at_the_five_stopping_settings_and_nothing_else(state, settings):
+def test_a_decision_looks_at_the_six_stopping_settings_and_nothing_else(state, settings):
     names = StoppingSettings.__annotations__.keys()
-    assert len(names) == 5
+    assert len(names) == 6
     only_those = SimpleNamespace(**{name: getattr(settings, name) for name in names})
     assert decide(state, only_those) == decide(state, settings)
     assert decide_silent(state, only_those) == decide_silent(state, settings)

@@ -327,6 +327,27 @@ def test_however_a_batch_is_cut_into_runs_its_record_is_the_same(ledger, other_l
     check_invariants(ledger, batch_id, small_net=small_net, max_attempts=batch["max_judgment_attempts"])
 
 
+# --- the stop rule `precision` -------------------------------------------------------------------------------------
+
+
+def test_by_the_rule_precision_a_batch_ends_when_its_grades_are_known_and_remembers_how_well(ledger):
+    submit(ledger, max_comparisons=900, stop_rule="precision", score_stability_threshold=0.0)
+    first = advance(ledger, waves_per_run=3)
+    assert first.outcome is Outcome.PAUSED
+    remembered = ledger.batch("b").processing_metadata["precision"]
+    assert [measured["wave"] for measured in remembered] == [1, 2, 3]
+    done = advance(ledger)
+    batch = ledger.batch("b")
+    assert (done.status, batch.stop_reason in ("precise", "precision_flat")) == (BatchStatus.COMPLETE_STABLE, True)
+    state = ledger.state("b")
+    assert state.submitted < 900
+    last = batch.processing_metadata["precision"]
+    assert [measured["wave"] for measured in last] == [wave.wave for wave in ledger.waves("b")][-5:]
+    judged = [row for row in ledger.comparison_records("b") if row.winner is not None]
+    counts = Counter(essay for row in judged for essay in (row.essay_a, row.essay_b))
+    assert last[-1]["least_judgments"] == min(counts.values()) >= 6
+
+
 # --- attempts ------------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from cj_pipeline.defs.resources import CJResource, batch_of_partition, plain_err
 from cj_pipeline.reports.figures import comparison_graph_picture, forest_plot
 from cj_pipeline.workflow import results
 from cj_pipeline.workflow.frames import GRADE_PROJECTIONS
+from cj_pipeline.workflow.registration import scale_of
 
 
 @asset(
@@ -26,7 +27,7 @@ def grade_projections(
     """Every essay's grade with all probabilities and a confidence, or the reason there is none."""
     with plain_errors(), cj.ledger() as ledger:
         batch = batch_of_partition(ledger, context.partition_key)
-        result, projections = results.project(batch, results.scale_of(ledger, batch), bt_scores)
+        result, projections = results.project(batch, scale_of(ledger, batch), bt_scores)
     students = projections.filter(~pl.col("is_anchor"))
     graded = students.filter(pl.col("available"))
     shown = ["essay_id", "grade", "confidence", "label", "boundary_distance_se", "nearest_boundary", "reason"]
