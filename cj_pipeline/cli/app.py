@@ -14,6 +14,7 @@ from cj_pipeline.cli.arguments import judge_name, name_and_value, prompt_file
 from cj_pipeline.cli.context import dagster_instance, ensure_dagster_home, errors, open_ledger, print_json, say
 from cj_pipeline.cli.judge import judge_app
 from cj_pipeline.cli.metrics import metrics_app
+from cj_pipeline.cli.simulate import simulate
 from cj_pipeline.core.errors import CJError, InputError
 from cj_pipeline.core.models import BatchKind, BatchStatus
 
@@ -30,6 +31,7 @@ app.add_typer(assignments_app, name="assignments")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(judge_app, name="judge")
 app.add_typer(metrics_app, name="metrics")
+app.command()(simulate)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]
 Batch = Annotated[str, typer.Argument(help="The batch id, as `cj status` lists it.", show_default=False)]
