@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cj_pipeline.core.errors import InputError
-from cj_pipeline.core.models import BatchApiMode, BatchingMode, StopRule
+from cj_pipeline.core.models import BatchApiMode, BatchingMode, PairDesign, StopRule
 
 _DEFAULT_DATA_DIR = Path("assets_data")
 
@@ -91,6 +91,12 @@ class BatchTunables(BaseModel):
     )
     enable_comparison_position_balancing: bool = Field(
         True, description="keep every essay's appearances as A and as B within one of each other."
+    )
+    pair_design: PairDesign = Field(
+        PairDesign.COVERAGE,
+        description="how pairs are chosen: coverage (every pair once, then where it is uncertain), random, balanced "
+        "(random, equal exposure) or adaptive (balanced first, then what tells most about scores or grades). "
+        "Small nets are always planned by coverage.",
     )
     pair_generation_seed: int = Field(
         20260101, ge=0, description="integer. With the batch id and wave it decides every tie in pairing."
@@ -201,6 +207,7 @@ class BatchOverrides(BaseModel):
     bt_max_isolated_items_tolerated: int | None = Field(None, ge=0)
     bt_standard_error_max: float | None = Field(None, gt=0)
     enable_comparison_position_balancing: bool | None = None
+    pair_design: PairDesign | None = None
     pair_generation_seed: int | None = Field(None, ge=0)
     max_judgment_attempts: int | None = Field(None, ge=1, le=20)
     judge_concurrency: int | None = Field(None, ge=1, le=1024)

@@ -81,6 +81,15 @@ class PairMode(StrEnum):
     RESAMPLING = "resampling"
 
 
+class PairDesign(StrEnum):
+    """How the pairs of a wave are chosen; see `cj_pipeline.core.designs`."""
+
+    COVERAGE = "coverage"
+    RANDOM = "random"
+    BALANCED = "balanced"
+    ADAPTIVE = "adaptive"
+
+
 class BatchingMode(StrEnum):
     """How a batch's comparisons travel to the judge."""
 

@@ -168,7 +168,7 @@ def plan_wave(
         PlanningError: fewer than two essays, an essay twice, size < 1, a score or standard error that is not a
             number, or a history of other essays.
     """
-    _check_request(essay_ids, history, size, scores, ses)
+    check_wave_request(essay_ids, history, size, scores, ses)
     attempts = LOOK_AHEAD_ATTEMPTS if mode is PairMode.COVERAGE and small_net and balance_positions else 1
     plans = (
         _Plan(
@@ -261,13 +261,18 @@ def plan_single_wave(
     return planned
 
 
-def _check_request(
+def check_wave_request(
     essay_ids: Sequence[str],
     history: Sequence[Comparison],
     size: int,
     scores: Mapping[str, float],
     ses: Mapping[str, float],
 ) -> None:
+    """Check what every design is given to plan a wave from.
+
+    Raises:
+        PlanningError: see `plan_wave`.
+    """
     known = set(essay_ids)
     if len(known) < 2:
         raise PlanningError(f"a wave needs at least two essays, this batch has {len(known)}. Submit more essays")

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from cj_pipeline.core.bradley_terry import BTScoringResult, compute_bt_scores_and_se, max_score_change
 from cj_pipeline.core.completion import Decision, decide, is_small_net
+from cj_pipeline.core.designs import WaveRequest, plan_next_wave, plan_whole_budget
 from cj_pipeline.core.diagnostics import bt_quality_flags
 from cj_pipeline.core.grades import project_grades
 from cj_pipeline.core.models import (
@@ -34,7 +35,7 @@ from cj_pipeline.core.models import (
     PairMode,
     StopRule,
 )
-from cj_pipeline.core.pairing import plan_single_wave, plan_wave, wave_size
+from cj_pipeline.core.pairing import wave_size
 from cj_pipeline.core.precision import RPS_WAVES, WavePrecision, low_reliability, precise_enough, wave_precision
 from cj_pipeline.judges.protocol import Judge
 from cj_pipeline.ledger import Lease, LeaseLostError, Ledger
@@ -340,38 +341,42 @@ class _WaveLoop:
         )
         scored = next((wave for wave in reversed(waves) if wave.scores is not None), None)
         number = len(waves) + 1
-        pairs = plan_wave(
-            sorted(self._essays),
-            self._ledger.comparisons(self.batch_id),
+        request = replace(
+            self._wave_request(number, size.size),
             mode=mode,
-            size=size.size,
             scores=(scored.scores if scored else None) or {},
             ses=(scored.ses if scored else None) or {},
-            seed=self._tunables.pair_generation_seed,
-            batch_id=self.batch_id,
-            wave=number,
-            small_net=is_small_net(len(self._essays), self._tunables),
-            balance_positions=self._tunables.enable_comparison_position_balancing,
         )
+        pairs = plan_next_wave(self._tunables.pair_design, request)
         return WavePlan(number, mode, size.cut_by_budget, tuple(pairs))
 
     def _single_wave(self, waves: list[WaveRecord], state: BatchState) -> WavePlan:
         """Everything up to the budget, or to a small net's cap."""
         number = len(waves) + 1
-        small = is_small_net(len(self._essays), self._tunables)
-        pairs = plan_single_wave(
-            sorted(self._essays),
-            self._ledger.comparisons(self.batch_id),
-            budget_left=(state.total_budget or 0) - state.submitted,
+        pairs = plan_whole_budget(
+            self._tunables.pair_design,
+            self._wave_request(number, (state.total_budget or 0) - state.submitted),
             least=self._tunables.comparisons_per_stability_check_iteration,
-            passes=self._tunables.max_resampling_passes_for_small_net if small else None,
-            seed=self._tunables.pair_generation_seed,
-            batch_id=self.batch_id,
-            wave=number,
-            balance_positions=self._tunables.enable_comparison_position_balancing,
+            passes=self._tunables.max_resampling_passes_for_small_net,
         )
         mode = PairMode.RESAMPLING if state.unique_coverage_complete else PairMode.COVERAGE
         return WavePlan(number, mode, cut_by_budget=False, pairs=tuple(pairs))
+
+    def _wave_request(self, number: int, size: int) -> WaveRequest:
+        """What a design is told about the batch, but for scores."""
+        return WaveRequest(
+            essay_ids=sorted(self._essays),
+            history=self._ledger.comparisons(self.batch_id),
+            size=size,
+            scores={},
+            ses={},
+            seed=self._tunables.pair_generation_seed,
+            batch_id=self.batch_id,
+            wave=number,
+            small_net=is_small_net(len(self._essays), self._tunables),
+            anchor_grades={e.essay_id: e.known_grade for e in self._essays.values() if e.is_anchor and e.known_grade},
+            balance_positions=self._tunables.enable_comparison_position_balancing,
+        )
 
     # --- judging -------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,621 @@
+"""Which design plans a wave: coverage, random, balanced or adaptive, behind one protocol.
+
+Here: the designs that `pair_design` chooses between, what they are given (`WaveRequest`), and the two functions the
+wave loop calls. Not here: the matchings of the coverage design and the size of a wave (`pairing`), the fit that the
+adaptive design reads (`bradley_terry`), and when to plan or stop (`completion`).
+
+What every design keeps. A plan has as many pairs as were asked for (only `coverage` may be shorter, see `pairing`). It
+is a function of its request alone: ties and chance come from a hash of (seed, batch, wave), whatever the order of essays
+and history. The order in which a pair is read is decided when it is chosen: of two essays the one with the higher skew
+(A - B over history and plan so far) is read as B, and a pair whose skews have the same sign, neither zero, is not
+eligible; so |skew| <= 1 after every comparison. Skews sum to zero, so some pair is always eligible. Failed comparisons
+count for positions and exposure, but not as seen.
+
+- `random`: every pair is drawn uniformly among the eligible ones whose reading order has not been seen.
+- `balanced`: random rounds. In a round, the essays with fewest comparisons are paired with each other at random, each
+  once, in pairs not seen before as far as possible; so exposures differ by at most one after every comparison.
+- `adaptive`: rounds of `balanced` until every essay has had `OPENING` judgments on average (`OPENING_WITH_ANCHORS` with
+  anchors), then the pair that most reduces the summed posterior variance of the contrasts that decide, one after
+  another. A pair is repeated only in the other order, once.
+
+Adaptive choice (Bayesian A-optimality, Chaloner & Verdinelli 1995). Let V be the posterior covariance of the scores, M the
+sum of c cᵀ over the contrasts c that decide, x = e_i - e_j, and w the expected information of one judgment of the pair.
+By Sherman & Morrison (1950) the judgment makes V - V x xᵀ V w / (1 + w xᵀVx) of V, so the summed variance tr(MV) falls by
+
+    gain(i, j) = w xᵀVMVx / (1 + w xᵀVx)
+
+and V is brought up to date after each pair, so that the pairs of a wave complement each other. w is E[p(1-p)] over
+what is known of the difference, which is N(m, s²) with s² = xᵀVx; MacKay's (1992) approximation of the logistic integral,
+differentiated, gives w = κ p̃(1-p̃) with p̃ = logistic(κ m) and κ = 1/√(1 + πs²/8).
+
+The contrasts: without anchors (or without students) every score minus the mean of all; with both, every student
+minus the centre (mean score) of every anchor grade, weighted by how probable it is that the student belongs there,
+since a grade far away decides nothing.
+
+Beyond `DENSE_UP_TO_ESSAYS` no covariance is computed: scores are taken as independent with their standard errors,
+only the neighbours in score are candidates, and all candidates are weighed once per block, a block being a matching.
+
+References:
+    Chaloner, K. & Verdinelli, I. (1995). Bayesian experimental design: a review. Statistical Science 10, 273-304.
+    MacKay, D. J. C. (1992). The evidence framework applied to classification networks. Neural Computation 4, 720-736.
+    Sherman, J. & Morrison, W. J. (1950). Adjustment of an inverse matrix corresponding to a change in one element of a
+        given matrix. Annals of Mathematical Statistics 21, 124-127.
+"""
+
+import hashlib
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cj_pipeline.core.bradley_terry import fit_bradley_terry
+from cj_pipeline.core.models import Comparison, ComparisonStatus, PairDesign, PairMode, PlannedPair
+from cj_pipeline.core.pairing import SEEN, check_wave_request, plan_single_wave, plan_wave
+
+OPENING: Final = 6
+"""Judgments per essay from balanced rounds before pairing looks at scores: they protect early accuracy."""
+
+OPENING_WITH_ANCHORS: Final = 4
+
+DENSE_UP_TO_ESSAYS: Final = 300
+"""Up to here every pair is weighed against the full covariance; beyond, neighbours in score against standard errors."""
+
+CANDIDATES: Final = 8
+"""Beyond `DENSE_UP_TO_ESSAYS`: how many essays at most `REACH` higher in score are candidates for each."""
+
+REACH: Final = 1.0
+"""Logits. Within it a judgment tells nearly as much as between equals, and links are not only between neighbours."""
+
+MIN_STEP: Final = 0.1
+"""Logits. Grade centres closer than this are weighted as if this far apart."""
+
+LARGEST_SE: Final = 10.0
+"""Logits. Standard errors above it are taken as this."""
+
+DRAWS: Final = 200
+"""How often the random design draws a pair before it goes through all of them."""
+
+GAIN_TOLERANCE: Final = 1e-9
+"""Gains that differ by no more than this share are ties, so that rounding errors decide nothing."""
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class WaveRequest:
+    """What a design knows when it plans a wave.
+
+    Attributes:
+        essay_ids: the nodes of the batch, in any order.
+        history: every comparison of the batch. Withdrawn ones count for nothing; all others count for positions and
+            exposure; only `pairing.SEEN` ones make a pair seen.
+        size: comparisons to plan, >= 1.
+        scores: logits, of the wave before. Empty: nothing is known. An essay without one has 0.
+        ses: their standard errors, logits, possibly infinite. An essay without one has the largest of the others'.
+        seed, batch_id, wave: decide chance and ties, and nothing else.
+        mode: what the wave is for; only the coverage design reads it.
+        small_net: whether the batch stops after its resampling passes; it is then planned by the coverage design.
+        anchor_grades: essay id to expert grade, of the anchors.
+        balance_positions: False: the order of each pair is drawn, and every pair is eligible.
+    """
+
+    essay_ids: Sequence[str]
+    history: Sequence[Comparison]
+    size: int
+    scores: Mapping[str, float]
+    ses: Mapping[str, float]
+    seed: int
+    batch_id: str
+    wave: int
+    mode: PairMode = PairMode.COVERAGE
+    small_net: bool = False
+    anchor_grades: Mapping[str, str] = field(default_factory=dict)
+    balance_positions: bool = True
+
+
+class Design(Protocol):
+    """A way to choose pairs."""
+
+    def plan(self, request: WaveRequest) -> list[PlannedPair]:
+        """The pairs of one wave, in the order in which they should be judged.
+
+        Each pair says for itself whether it is seen for the first time (`PairMode.COVERAGE`).
+
+        Raises:
+            PlanningError: fewer than two essays, an essay twice, size < 1, a score or standard error that is not a
+                number, or a history of other essays.
+        """
+
+
+def plan_next_wave(design: PairDesign, request: WaveRequest) -> list[PlannedPair]:
+    """Plan one wave by `design`; a small net is planned by the coverage design whatever was chosen.
+
+    Raises:
+        PlanningError: see `Design.plan`.
+    """
+    return DESIGNS[PairDesign.COVERAGE if request.small_net else design].plan(request)
+
+
+def plan_whole_budget(
+    design: PairDesign, request: WaveRequest, *, least: int, passes: int | None = None
+) -> list[PlannedPair]:
+    """Plan all that a batch may submit as one wave, for judges that take a whole job at once.
+
+    There are no scores to go by within such a wave, so `adaptive` is `balanced` here.
+
+    Args:
+        design: how pairs are chosen.
+        request: `size` is what the budget leaves. Scores are not looked at.
+        least: smallest ordinary wave, in comparisons.
+        passes: resampling passes that a small net may have; not used for a larger net.
+
+    Raises:
+        PlanningError: see `Design.plan`.
+    """
+    if request.small_net or design is PairDesign.COVERAGE:
+        return plan_single_wave(
+            request.essay_ids,
+            request.history,
+            budget_left=request.size,
+            least=least,
+            passes=passes if request.small_net else None,
+            seed=request.seed,
+            batch_id=request.batch_id,
+            wave=request.wave,
+            balance_positions=request.balance_positions,
+        )
+    return DESIGNS[design].plan(replace(request, scores={}, ses={}))
+
+
+class CoverageDesign:
+    """Every pair once, then again where it is uncertain: see `pairing`."""
+
+    def plan(self, request: WaveRequest) -> list[PlannedPair]:
+        """See `Design.plan` and `pairing.plan_wave`."""
+        return plan_wave(
+            request.essay_ids,
+            request.history,
+            mode=request.mode,
+            size=request.size,
+            scores=request.scores,
+            ses=request.ses,
+            seed=request.seed,
+            batch_id=request.batch_id,
+            wave=request.wave,
+            small_net=request.small_net,
+            balance_positions=request.balance_positions,
+        )
+
+
+class RandomDesign:
+    """Pairs drawn uniformly, in an order not seen yet while there is one."""
+
+    def plan(self, request: WaveRequest) -> list[PlannedPair]:
+        """See `Design.plan`."""
+        wave = _Wave(request)
+        while wave.room:
+            wave.add(*self._draw(wave))
+        return wave.pairs
+
+    def _draw(self, wave: "_Wave") -> tuple[int, int]:
+        for _ in range(DRAWS):
+            i, j = wave.draw(wave.n), wave.draw(wave.n - 1)
+            pair = (i, j + (j >= i))
+            if wave.is_eligible(*pair) and wave.times_seen_as_read(*pair) == 0:
+                return pair
+        return min(
+            (pair for pair in _pairs(wave.shuffled(range(wave.n))) if wave.is_eligible(*pair)),
+            key=lambda pair: wave.times_seen_as_read(*pair),
+        )
+
+
+class BalancedDesign:
+    """Random rounds that show every essay equally often."""
+
+    def plan(self, request: WaveRequest) -> list[PlannedPair]:
+        """See `Design.plan`."""
+        wave = _Wave(request)
+        _add_balanced(wave, wave.room)
+        return wave.pairs
+
+
+class AdaptiveDesign:
+    """Balanced rounds first, then the pairs that tell most about the contrasts that decide."""
+
+    def plan(self, request: WaveRequest) -> list[PlannedPair]:
+        """See `Design.plan`."""
+        wave = _Wave(request)
+        rounds = OPENING_WITH_ANCHORS if request.anchor_grades else OPENING
+        opening = math.ceil(rounds * wave.n / 2) - wave.seen_comparisons
+        _add_balanced(wave, wave.room if not request.scores else min(wave.room, max(0, opening)))
+        if wave.room:
+            choose = _add_by_covariance if wave.n <= DENSE_UP_TO_ESSAYS else _add_by_neighbours
+            choose(wave, request)
+        # every pair has been seen in both orders
+        _add_balanced(wave, wave.room)
+        return wave.pairs
+
+
+DESIGNS: Final[Mapping[PairDesign, Design]] = {
+    PairDesign.COVERAGE: CoverageDesign(),
+    PairDesign.RANDOM: RandomDesign(),
+    PairDesign.BALANCED: BalancedDesign(),
+    PairDesign.ADAPTIVE: AdaptiveDesign(),
+}
+
+
+class _Wave:
+    """A wave in the making: its pairs, and every essay's positions and exposure over history and plan so far.
+
+    Essays are indices into the sorted ids.
+    """
+
+    def __init__(self, request: WaveRequest) -> None:
+        check_wave_request(request.essay_ids, request.history, request.size, request.scores, request.ses)
+        self.ids = sorted(request.essay_ids)
+        self.n = len(self.ids)
+        self.pairs: list[PlannedPair] = []
+        self.skew = [0] * self.n
+        self.count = [0] * self.n
+        self.seen: Counter[tuple[int, int]] = Counter()  # in reading order
+        self.seen_comparisons = 0
+        self._size = request.size
+        self.balances = request.balance_positions
+        words = "\x1f".join((str(request.seed), request.batch_id, str(request.wave), "design"))
+        # only random() is used: its sequence is the same on every platform and version of Python
+        self._chance = random.Random(int.from_bytes(hashlib.blake2b(words.encode(), digest_size=16).digest(), "big"))
+        index = {essay: i for i, essay in enumerate(self.ids)}
+        for comparison in request.history:
+            if comparison.status is not ComparisonStatus.WITHDRAWN:
+                self._note(index[comparison.essay_a], index[comparison.essay_b], seen=comparison.status in SEEN)
+
+    @property
+    def room(self) -> int:
+        """Pairs still to be planned."""
+        return self._size - len(self.pairs)
+
+    def add(self, i: int, j: int) -> None:
+        """Plan the pair, in the order in which it is to be read."""
+        a, b = self.order(i, j)
+        first_sight = (a, b) not in self.seen and (b, a) not in self.seen
+        mode = PairMode.COVERAGE if first_sight else PairMode.RESAMPLING
+        self.pairs.append(PlannedPair(essay_a=self.ids[a], essay_b=self.ids[b], pair_mode=mode))
+        self._note(a, b, seen=True)
+
+    def order(self, i: int, j: int) -> tuple[int, int]:
+        """(A, B): the higher skew is read second; of equals the order seen less often, else a coin decides."""
+        if self.balances and self.skew[i] != self.skew[j]:
+            return (i, j) if self.skew[i] < self.skew[j] else (j, i)
+        if self.seen[i, j] != self.seen[j, i]:
+            return (i, j) if self.seen[i, j] < self.seen[j, i] else (j, i)
+        return (i, j) if self.draw(2) else (j, i)
+
+    def is_eligible(self, i: int, j: int) -> bool:
+        """Whether the pair can be read in an order that leaves no skew larger than it finds it."""
+        return not self.balances or self.skew[i] * self.skew[j] <= 0
+
+    def times_seen(self, i: int, j: int) -> int:
+        """How often the pair was seen, in either order."""
+        return self.seen[i, j] + self.seen[j, i]
+
+    def times_seen_as_read(self, i: int, j: int) -> int:
+        """How often the pair was seen in the order in which it would be read."""
+        if self.balances and self.skew[i] != self.skew[j]:
+            return self.seen[i, j] if self.skew[i] < self.skew[j] else self.seen[j, i]
+        return min(self.seen[i, j], self.seen[j, i])
+
+    def may_be_chosen(self, i: int, j: int) -> bool:
+        """Whether the adaptive design may choose the pair: eligible, and its reading order not seen yet."""
+        return self.is_eligible(i, j) and self.times_seen_as_read(i, j) == 0
+
+    def draw(self, below: int) -> int:
+        """A uniform whole number from 0 to below - 1."""
+        return int(self._chance.random() * below)
+
+    def chance(self) -> float:
+        """A uniform number in [0, 1)."""
+        return self._chance.random()
+
+    def shuffled(self, items: Sequence[int]) -> list[int]:
+        """The items in random order."""
+        keyed = [(self._chance.random(), item) for item in items]
+        return [item for _, item in sorted(keyed)]
+
+    def _note(self, a: int, b: int, *, seen: bool) -> None:
+        self.skew[a] += 1
+        self.skew[b] -= 1
+        self.count[a] += 1
+        self.count[b] += 1
+        if seen:
+            self.seen[a, b] += 1
+            self.seen_comparisons += 1
+
+
+def _pairs(order: Sequence[int]) -> Iterator[tuple[int, int]]:
+    return ((i, j) for place, i in enumerate(order) for j in order[place + 1 :])
+
+
+# -- balanced rounds -------------------------------------------------------------------------------------------
+
+
+def _add_balanced(wave: _Wave, number: int) -> None:
+    """Add `number` pairs of balanced rounds."""
+    while number > 0:
+        pairs = _round(wave)[:number]
+        for pair in pairs:
+            wave.add(*pair)
+        number -= len(pairs)
+
+
+def _round(wave: _Wave) -> list[tuple[int, int]]:
+    """Pairs in which the essays with fewest comparisons meet each other at random; never empty.
+
+    Each essay is in at most one pair. An odd one out meets an essay with more comparisons. Where skews are at most 1
+    as they should be, the fewest are balanced in sign, so that all of them find a partner.
+    """
+    least = min(wave.count)
+    chance = wave.shuffled(range(wave.n))
+    # an essay at |skew| > 1 (comparisons were withdrawn) goes first, while there is choice
+    queue = sorted(chance, key=lambda i: (wave.count[i], -max(1, abs(wave.skew[i]))))
+    pairs: list[tuple[int, int]] = []
+    while len(queue) > 1 and wave.count[queue[0]] == least:
+        i = queue.pop(0)
+        place = _partner(wave, i, queue)
+        if place is not None:
+            pairs.append((i, queue.pop(place)))
+    for place in range(len(pairs)):
+        _avoid_repeat(wave, pairs, place)
+    return pairs
+
+
+def _partner(wave: _Wave, i: int, queue: Sequence[int]) -> int | None:
+    """Place in the queue of the first eligible essay with fewest comparisons, not yet met if there is such a one."""
+    found: tuple[tuple[int, int], int] | None = None
+    for place, j in enumerate(queue):
+        if found is not None and wave.count[j] > found[0][0]:
+            break
+        if not wave.is_eligible(i, j):
+            continue
+        cost = (wave.count[j], wave.times_seen(i, j))
+        if found is None or cost < found[0]:
+            found = (cost, place)
+        if cost[1] == 0:
+            break
+    return None if found is None else found[1]
+
+
+def _avoid_repeat(wave: _Wave, pairs: list[tuple[int, int]], place: int) -> None:
+    """If the pair was seen before, exchange partners with another pair of the round so that fewer are repeated."""
+    i, j = pairs[place]
+    for other, (k, m) in enumerate(pairs):
+        if wave.times_seen(i, j) == 0:
+            return
+        if other == place:
+            continue
+        for new in (((i, k), (j, m)), ((i, m), (j, k))):
+            fair = all(wave.is_eligible(*pair) for pair in new)
+            before = wave.times_seen(i, j) + wave.times_seen(k, m)
+            if fair and sum(wave.times_seen(*pair) for pair in new) < before:
+                pairs[place], pairs[other] = new
+                return
+
+
+# -- adaptive choice -------------------------------------------------------------------------------------------
+
+
+def expected_information(difference: FloatArray, variance: FloatArray) -> FloatArray:
+    """E[p(1-p)] of one judgment whose difference in scores is N(difference, variance), approximately.
+
+    Args:
+        difference: any shape, logits.
+        variance: the same shape, logits².
+
+    Returns:
+        The same shape, in (0, 1/4].
+    """
+    shrink = 1.0 / np.sqrt(1.0 + np.pi * np.maximum(variance, 0.0) / 8.0)
+    odds = np.exp(-np.abs(shrink * difference))
+    return shrink * odds / (1.0 + odds) ** 2
+
+
+@dataclass(frozen=True, eq=False)
+class DecidingContrasts:
+    """M, the sum of c cᵀ over the contrasts that decide. Made by `deciding_contrasts`.
+
+    Attributes:
+        own: (n,) the diagonal of M.
+        grade: (n,) the number of each anchor's grade among the grades that anchors have; -1 for a student.
+        share: (n, grades) negative entries of M between an essay and each anchor of a grade; 0 rows for anchors.
+        between: (grades,) entry of M between two anchors of a grade.
+        rest: entry of M between any other two essays.
+    """
+
+    own: FloatArray
+    grade: IntArray
+    share: FloatArray
+    between: FloatArray
+    rest: float
+
+    def entries(self, i: IntArray, j: IntArray) -> FloatArray:
+        """Entries of M off the diagonal, for index arrays of equal shape."""
+        if not self.between.size:
+            return np.full(np.shape(i), self.rest)
+        g, h = self.grade[i], self.grade[j]
+        # grade -1 reads the last column, which the mask drops
+        of_students = self.share[i, h] * (h >= 0) + self.share[j, g] * (g >= 0)
+        entries: FloatArray = np.where((g == h) & (g >= 0), self.between[g], -of_students)
+        return entries
+
+    def dense(self) -> FloatArray:
+        """(n, n) M."""
+        rows, columns = np.indices((len(self.own), len(self.own)))
+        matrix = self.entries(rows, columns)
+        np.fill_diagonal(matrix, self.own)
+        return matrix
+
+
+def deciding_contrasts(scores: FloatArray, variances: FloatArray, grade: IntArray) -> DecidingContrasts:
+    """The contrasts that decide: student minus grade centre; without anchors or students, score minus mean score.
+
+    A student's contrasts have weights that sum to 1, in proportion to N(score; centre, variance + step²), with the
+    centre of a grade the mean score of its anchors and step the mean distance of neighbouring centres.
+
+    Args:
+        scores: (n,) logits.
+        variances: (n,) squared standard errors of the scores, logits².
+        grade: (n,) number of each anchor's grade, 0, 1, … without gaps; -1 for a student.
+    """
+    n, students = len(scores), grade < 0
+    if students.all() or not students.any():
+        none: FloatArray = np.zeros(0)
+        return DecidingContrasts(np.full(n, 1.0 - 1.0 / n), grade, np.zeros((n, 0)), none, -1.0 / n)
+    sizes = np.bincount(grade[~students])
+    centres = np.bincount(grade[~students], weights=scores[~students]) / sizes
+    step = np.ptp(centres) / max(1, len(centres) - 1)
+    spread = variances[students] + max(step, MIN_STEP) ** 2
+    exponent = -0.5 * (scores[students, None] - centres) ** 2 / spread[:, None]
+    weight = np.exp(exponent - exponent.max(axis=1, keepdims=True))
+    weight /= weight.sum(axis=1, keepdims=True)
+    share = np.zeros((n, len(sizes)))
+    share[students] = weight / sizes
+    between = weight.sum(axis=0) / sizes**2
+    return DecidingContrasts(np.where(students, 1.0, between[grade]), grade, share, between, 0.0)
+
+
+def _grades(wave: _Wave, request: WaveRequest) -> IntArray:
+    """(n,) number of each anchor's grade, -1 for a student."""
+    known = {essay: request.anchor_grades[essay] for essay in wave.ids if essay in request.anchor_grades}
+    number = {grade: place for place, grade in enumerate(sorted(set(known.values())))}
+    return np.array([number[known[essay]] if essay in known else -1 for essay in wave.ids], dtype=np.int64)
+
+
+def _add_by_covariance(wave: _Wave, request: WaveRequest) -> None:
+    """Add the best pair after another, the covariance brought up to date after each, until none may be chosen."""
+    index = {essay: i for i, essay in enumerate(wave.ids)}
+    judged = sorted((c for c in request.history if c.status is ComparisonStatus.JUDGED), key=lambda c: c.comparison_id)
+    results = [(index[c.winner_id or ""], index[c.loser_id or ""]) for c in judged]
+    winners, losers = np.array(results, dtype=np.int64).reshape(-1, 2).T
+    fit = fit_bradley_terry(winners, losers, wave.n)
+    covariance = fit.covariance().copy()
+    contrasts = deciding_contrasts(fit.scores, np.diag(covariance), _grades(wave, request)).dense()
+    influence = covariance @ contrasts @ covariance
+    rank = np.argsort(wave.shuffled(range(wave.n)))
+    seen: BoolArray = np.zeros((wave.n, wave.n), dtype=np.bool_)
+    for pair, times in wave.seen.items():
+        seen[pair] = times > 0
+    difference = fit.scores[:, None] - fit.scores[None, :]
+    for planned in wave.pairs:  # what is left of the opening in this wave
+        _learn(covariance, influence, index[planned.essay_a], index[planned.essay_b], difference)
+    while wave.room:
+        gain = _gains(covariance, influence, difference)
+        gain[~_choosable(wave, seen)] = -np.inf
+        best = float(gain.max())
+        if best == -np.inf:
+            return
+        ties = np.argwhere(np.triu(gain >= best - GAIN_TOLERANCE * abs(best), 1))
+        i, j = min(((int(i), int(j)) for i, j in ties), key=lambda pair: sorted((rank[pair[0]], rank[pair[1]])))
+        i, j = wave.order(i, j)
+        wave.add(i, j)
+        seen[i, j] = True
+        _learn(covariance, influence, i, j, difference)
+
+
+def _add_by_neighbours(wave: _Wave, request: WaveRequest) -> None:
+    """Add pairs in blocks, each the best matching that a greedy pass over the candidates finds, until none is found."""
+    known = [request.ses[essay] for essay in wave.ids if essay in request.ses]
+    errors = np.array([request.ses.get(essay, max(known, default=1.0)) for essay in wave.ids])
+    variances = np.minimum(errors, LARGEST_SE) ** 2
+    scores = np.array([request.scores.get(essay, 0.0) for essay in wave.ids])
+    contrasts = deciding_contrasts(scores, variances, _grades(wave, request))
+    index = {essay: i for i, essay in enumerate(wave.ids)}
+    block = [(index[pair.essay_a], index[pair.essay_b]) for pair in wave.pairs]  # what is left of the opening
+    while wave.room:
+        _learn_apart(variances, scores, block)
+        block = []
+        met: set[int] = set()
+        for i, j in _candidates(wave, scores, variances, contrasts):
+            if wave.room and i not in met and j not in met and wave.may_be_chosen(i, j):
+                met.update((i, j))
+                block.append(wave.order(i, j))
+                wave.add(*block[-1])
+        if not block:
+            return
+
+
+def _candidates(
+    wave: _Wave, scores: FloatArray, variances: FloatArray, contrasts: DecidingContrasts
+) -> list[tuple[int, int]]:
+    """Pairs of essays at most `REACH` apart in score, and of neighbours, the one that promises the most gain first."""
+    order = np.argsort(scores, kind="stable")
+    ranked = scores[order]
+    within = np.maximum(np.searchsorted(ranked, ranked + REACH, side="right") - 1 - np.arange(wave.n), 1)
+    chance = np.array([wave.chance() for _ in range(wave.n * CANDIDATES)]).reshape(wave.n, CANDIDATES)
+    higher = np.arange(wave.n)[:, None] + 1 + np.floor(chance * within[:, None]).astype(np.int64)
+    # the next higher essay is one of them, so that nobody is left out
+    higher[:, 0] = np.arange(wave.n) + 1
+    lower, column = np.nonzero(higher < wave.n)
+    i, j = order[lower], order[higher[lower, column]]
+    variance = variances[i] + variances[j]
+    weight = expected_information(scores[i] - scores[j], variance)
+    influence = variances[i] ** 2 * contrasts.own[i] + variances[j] ** 2 * contrasts.own[j]
+    influence -= 2.0 * variances[i] * variances[j] * contrasts.entries(i, j)
+    gain = weight * influence / (1.0 + weight * variance)
+    best = np.argsort(-gain, kind="stable")
+    return list(zip(i[best].tolist(), j[best].tolist(), strict=True))
+
+
+def _learn_apart(variances: FloatArray, scores: FloatArray, block: Sequence[tuple[int, int]]) -> None:
+    """Bring independent variances up to date, in place, for one judgment of each pair of a block."""
+    if not block:
+        return
+    i, j = np.array(block).T
+    variance = variances[i] + variances[j]
+    weight = expected_information(scores[i] - scores[j], variance)
+    share = weight / (1.0 + weight * variance)
+    for essays in (i, j):
+        variances[essays] -= share * variances[essays] ** 2
+
+
+def _choosable(wave: _Wave, seen: BoolArray) -> BoolArray:
+    """(n, n) symmetric; which pairs the adaptive design may choose, see `_Wave.may_be_chosen`."""
+    skew = np.array(wave.skew) * wave.balances
+    first = skew[:, None] < skew[None, :]
+    read_before = np.where(first, seen, np.where(first.T, seen.T, seen & seen.T))
+    allowed: BoolArray = (skew[:, None] * skew[None, :] <= 0) & ~read_before
+    np.fill_diagonal(allowed, False)
+    return allowed
+
+
+def _gains(covariance: FloatArray, influence: FloatArray, difference: FloatArray) -> FloatArray:
+    """(n, n) reduction of the summed variance of the contrasts by one judgment of each pair."""
+    variance = _of_differences(covariance)
+    weight = expected_information(difference, variance)
+    gain: FloatArray = weight * _of_differences(influence) / (1.0 + weight * variance)
+    return gain
+
+
+def _of_differences(matrix: FloatArray) -> FloatArray:
+    """(n, n) xᵀ matrix x for every x = e_i - e_j."""
+    diagonal = np.diag(matrix)
+    result: FloatArray = diagonal[:, None] + diagonal[None, :] - 2.0 * matrix
+    return result
+
+
+def _learn(covariance: FloatArray, influence: FloatArray, i: int, j: int, difference: FloatArray) -> None:
+    """Bring V and V M V up to date, in place, for one judgment of the pair (Sherman & Morrison 1950)."""
+    column = covariance[:, i] - covariance[:, j]
+    variance = column[i] - column[j]
+    weight = float(expected_information(difference[i, j], variance))
+    share = weight / (1.0 + weight * variance)
+    pulled = influence[:, i] - influence[:, j]
+    outer = np.outer(column, pulled)
+    influence -= share * (outer + outer.T)
+    influence += share**2 * (pulled[i] - pulled[j]) * np.outer(column, column)
+    covariance -= share * np.outer(column, column)
