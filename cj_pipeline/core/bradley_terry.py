@@ -40,6 +40,13 @@ from numpy.typing import ArrayLike, NDArray
 from cj_pipeline.core.diagnostics import SeSummary, bt_se_summary
 from cj_pipeline.core.errors import DisconnectedError, InputError, SeparationError
 from cj_pipeline.core.models import Comparison, ComparisonStatus, Winner
+from cj_pipeline.core.sparse_bradley_terry import (
+    SparseMode,
+    Variances,
+    find_sparse_mode,
+    sparse_contrast_variance,
+    sparse_variances,
+)
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -52,6 +59,13 @@ PRIOR_SD_RANGE: Final = (1e-4, 1e4)
 
 ORDER_EFFECT_PRIOR_SD: Final = 1.0
 """Logits. Width of the prior of the first position's advantage."""
+
+SPARSE_FROM: Final = 150
+"""Items. From here on, Newton steps are sparse (`sparse_bradley_terry`), unless the prior's width or an
+order effect is fitted."""
+
+DENSE_UP_TO: Final = 3_000
+"""Items. Up to here, standard errors come from the full covariance; beyond, see `BradleyTerryFit.standard_errors`."""
 
 # Hyperprior of the fitted width: log sigma ~ N(log 2, 1), explored to 5 hyper-sd either side.
 _HYPER_MEAN: Final = log(2.0)
@@ -66,6 +80,9 @@ _GRID_STEP_TOLERANCE: Final = 1e-6
 _CAVITY_REACH: Final = 9.0
 _QUADRATURE_POINTS: Final = 81
 _PAIRS_AT_ONCE: Final = 4096
+_JUDGMENTS_AT_ONCE: Final = 65_536
+# So many pairs an item, if they connect everything, save looking at the others.
+_ENOUGH_PAIRS: Final = 32
 _MAX_ITERATIONS: Final = 200
 _MAX_HALVINGS: Final = 40
 _ITEMS_NAMED: Final = 20
@@ -163,6 +180,22 @@ class PairCounts:
 
 
 @dataclass(frozen=True, eq=False)
+class StandardErrorAccuracy:
+    """How far the standard errors of a fit may be off.
+
+    Attributes:
+        relative_error: (n_items,) share of itself by which a standard error may be off (four times the standard error
+            of the estimate); 0 where it is exact.
+        exact: (n_items,) whether it is exact to rounding.
+        probes: random probes that the others were estimated from; 0 if all are exact.
+    """
+
+    relative_error: FloatArray
+    exact: NDArray[np.bool_]
+    probes: int
+
+
+@dataclass(frozen=True, eq=False)
 class BradleyTerryFit:
     """Scores of one batch and what is known about them. Made by `fit_bradley_terry`.
 
@@ -206,12 +239,36 @@ class BradleyTerryFit:
         pseudo-inverse of the information matrix for maximum likelihood. An order effect's uncertainty is in it: its
         row and column are eliminated, not held fixed. With a fitted prior width, the spread of
         the scores over the width's posterior is added.
+
+        Raises:
+            InputError: beyond `DENSE_UP_TO` items, whose covariance is not computed as a whole.
         """
         return self._covariance
 
-    def standard_errors(self) -> FloatArray:
-        """(n_items,) square roots of the diagonal of `covariance()`, logits."""
-        return _root(np.diag(self._covariance))
+    def standard_errors(self, *, exact: bool = False) -> FloatArray:
+        """(n_items,) square roots of the diagonal of `covariance()`, logits.
+
+        Exact up to `DENSE_UP_TO` items. Beyond, those that are not cheap to solve for are estimated;
+        `standard_error_accuracy` says which, and how far they may be off.
+
+        Args:
+            exact: solve for every item, however long it takes.
+        """
+        if self._is_dense:
+            return _root(np.diag(self._covariance))
+        variances = self._exact_variances if exact else self._variances
+        return _root(self._in_batch_frame(variances.values))
+
+    @property
+    def standard_error_accuracy(self) -> "StandardErrorAccuracy":
+        """How far `standard_errors()` may be off."""
+        if self._is_dense:
+            return StandardErrorAccuracy(np.zeros(self.n_items), np.ones(self.n_items, dtype=bool), 0)
+        found = self._variances
+        # the other terms of the variance are exact: the estimated one weighs less by its share of the whole
+        whole = self._in_batch_frame(found.values)
+        share = np.divide(found.values, whole, out=np.zeros_like(whole), where=whole > 0)
+        return StandardErrorAccuracy(found.relative_error * share, found.exact, found.probes)
 
     def standard_error_of_contrast(self, i: int, j: int) -> float:
         """Standard error of score i minus score j, logits.
@@ -222,6 +279,8 @@ class BradleyTerryFit:
         for index in (i, j):
             if not 0 <= index < self.n_items:
                 raise InputError(f"contrast of items {i} and {j}: there are items 0 to {self.n_items - 1} only")
+        if not self._is_dense:
+            return self._sparse_contrast(i, j)
         covariance = self._covariance
         return float(_root(covariance[i, i] + covariance[j, j] - 2.0 * covariance[i, j]))
 
@@ -229,17 +288,67 @@ class BradleyTerryFit:
         """(n_items,) standard errors from the judgments alone, at these scores, logits.
 
         From the information of the likelihood without prior, centred within each connected component; infinite
-        for an item without judgments.
+        for an item without judgments. Beyond `DENSE_UP_TO` items estimated, as `standard_errors` are.
         """
+        if not self._is_dense:
+            variances = self._variances if self.prior_sd is None else sparse_variances(self.pairs, self.scores, 0.0)
+            errors: FloatArray = _root(variances.values)
+            errors[self.comparison_counts == 0] = np.inf
+            return errors
         scaled = _Information.at(self.pairs, self.scores, self.order_effect or 0.0, precision=0.0)
         errors = _root(np.diag(scaled.inverse()))
         errors[self.comparison_counts == 0] = np.inf
         return errors
 
+    @property
+    def _is_dense(self) -> bool:
+        # the sparse solvers know no order effect
+        return self.n_items <= DENSE_UP_TO or self.pairs.ordered
+
+    @property
+    def _precision(self) -> float:
+        return 0.0 if self.prior_sd is None else self.prior_sd**-2
+
+    @cached_property
+    def _variances(self) -> Variances:
+        """Variances centred within components, for many items."""
+        return sparse_variances(self.pairs, self.scores, self._precision)
+
+    @cached_property
+    def _exact_variances(self) -> Variances:
+        return sparse_variances(self.pairs, self.scores, self._precision, exact=True)
+
+    def _in_batch_frame(self, within_components: FloatArray) -> FloatArray:
+        """(n_items,) diagonal of `covariance()` from variances centred within components.
+
+        Under a prior, the mean of a component of k items has the variance 1/k of one item's prior, and the mean of all
+        n items, which the sum-to-zero convention takes away, 1/n.
+        """
+        whole: FloatArray = within_components + (self.score_spread**2).sum(axis=1)
+        if self.prior_sd is not None:
+            whole += self.prior_sd**2 * (1.0 / np.bincount(self.components)[self.components] - 1.0 / self.n_items)
+        return whole
+
+    def _sparse_contrast(self, i: int, j: int) -> float:
+        """`standard_error_of_contrast` for many items."""
+        precision, labels = self._precision, self.components
+        if i == j:
+            return 0.0
+        variance = float(((self.score_spread[i] - self.score_spread[j]) ** 2).sum())
+        variance += sparse_contrast_variance(self.pairs, self.scores, precision, i, j)
+        if labels[i] != labels[j] and self.prior_sd is not None:
+            sizes = np.bincount(labels)
+            variance += self.prior_sd**2 * float(1.0 / sizes[labels[i]] + 1.0 / sizes[labels[j]])
+        return float(_root(variance))
+
     @cached_property
     def _covariance(self) -> FloatArray:
-        precision = 0.0 if self.prior_sd is None else self.prior_sd**-2
-        inverse = _Information.at(self.pairs, self.scores, self.order_effect or 0.0, precision).inverse()
+        if not self._is_dense:
+            raise InputError(
+                f"the full covariance of {self.n_items} items is not computed (at most {DENSE_UP_TO}): ask for "
+                "standard_errors(), or for standard_error_of_contrast(i, j) of the pairs that matter"
+            )
+        inverse = _Information.at(self.pairs, self.scores, self.order_effect or 0.0, self._precision).inverse()
         rows: FloatArray = inverse.mean(axis=1)
         covariance: FloatArray = inverse - rows[:, None] - rows[None, :] + rows.mean()
         covariance += self.score_spread @ self.score_spread.T
@@ -332,9 +441,15 @@ def fit_bradley_terry(
         else:
             width = _checked_width(prior_sd)
         precision = width**-2
-    mode = _find_mode(pairs, precision, np.zeros(pairs.n_items), 0.0, STEP_TOLERANCE)
-    if pairs.ordered:
-        advantage_variance += _Information.at(pairs, mode.scores, mode.advantage, precision).advantage_variance
+    mode: _Mode | SparseMode
+    advantage = None
+    if pairs.n_items >= SPARSE_FROM and prior_sd != "fitted" and not pairs.ordered:
+        mode = find_sparse_mode(pairs, precision, STEP_TOLERANCE)
+    else:
+        mode = _find_mode(pairs, precision, np.zeros(pairs.n_items), 0.0, STEP_TOLERANCE)
+        if pairs.ordered:
+            advantage = mode.advantage
+            advantage_variance += _Information.at(pairs, mode.scores, advantage, precision).advantage_variance
     return BradleyTerryFit(
         scores=mode.scores,
         n_items=pairs.n_items,
@@ -344,7 +459,7 @@ def fit_bradley_terry(
         iterations=iterations + mode.iterations,
         prior_sd=width,
         prior_sd_interval=interval,
-        order_effect=mode.advantage if pairs.ordered else None,
+        order_effect=advantage,
         order_effect_se=advantage_variance**0.5 if pairs.ordered else None,
         comparison_counts=pairs.comparison_counts(),
         pairs=pairs,
@@ -455,6 +570,8 @@ def _aggregate(
     itself = np.flatnonzero(winner == loser)
     if itself.size:
         raise InputError(f"judgment {itself[0]}: item {winner[itself[0]]} is compared with itself")
+    if weights is None and winner_first is None:
+        return _counted(n, winner, loser)
     multiplicity = np.ones(winner.size) if weights is None else _multiplicities(weights, winner.size)
     first_won = winner < loser
     codes = np.minimum(winner, loser) * n + np.maximum(winner, loser)
@@ -468,7 +585,7 @@ def _aggregate(
         order = 2.0 * (unique % 2) - 1.0
         unique = unique // 2
     first, second = unique // n, unique % n
-    components = _component_labels(n, first, second, "weak")
+    components = _comparison_components(n, first, second)
     return PairCounts(n, first, second, order, first_wins, second_wins, components, winner_first is not None)
 
 
@@ -479,6 +596,34 @@ def _truths(values: ArrayLike, length: int) -> NDArray[np.bool_]:
     return array.astype(np.bool_)
 
 
+def _counted(n: int, winner: IntArray, loser: IntArray) -> PairCounts:
+    """Add up judgments of weight one: sorted by pair and outcome, piece by piece to spare memory, and counted."""
+    # 32-bit numbers sort in half the time
+    outcomes: NDArray[Any] = np.empty(winner.size, dtype=np.int32 if 2 * n * n < 2**31 else np.int64)
+    for start in range(0, winner.size, _JUDGMENTS_AT_ONCE):
+        part = slice(start, start + _JUDGMENTS_AT_ONCE)
+        low, high = np.minimum(winner[part], loser[part]), np.maximum(winner[part], loser[part])
+        outcomes[part] = 2 * (low * n + high) + (winner[part] == low)
+    outcomes.sort()
+    first_won = outcomes & 1
+    outcomes >>= 1
+    fresh = np.ones(outcomes.size, dtype=bool)
+    np.not_equal(outcomes[1:], outcomes[:-1], out=fresh[1:])
+    starts = np.flatnonzero(fresh)
+    codes = outcomes[starts]
+    first_wins = np.add.reduceat(first_won, starts).astype(np.float64) if starts.size else np.zeros(0)
+    second_wins = np.empty(starts.size)
+    np.subtract(starts[1:], starts[:-1], out=second_wins[:-1], casting="unsafe")
+    second_wins[-1:] = outcomes.size - starts[-1:]
+    second_wins -= first_wins
+    first = codes // n
+    second = (codes - first * n).astype(np.int64)
+    first = first.astype(np.int64)
+    order = np.zeros(starts.size)
+    components = _comparison_components(n, first, second)
+    return PairCounts(n, first, second, order, first_wins, second_wins, components, ordered=False)
+
+
 def _indices(name: str, values: ArrayLike, n_items: int) -> IntArray:
     array = np.asarray(values)
     if array.ndim != 1:
@@ -487,10 +632,10 @@ def _indices(name: str, values: ArrayLike, n_items: int) -> IntArray:
         return np.zeros(0, dtype=np.int64)
     if array.dtype.kind not in "iu":
         raise InputError(f"{name} must be integers (item indices), not {array.dtype}")
-    outside = np.flatnonzero((array < 0) | (array >= n_items))
-    if outside.size:
+    if array.min() < 0 or array.max() >= n_items:
+        outside = np.flatnonzero((array < 0) | (array >= n_items))
         raise InputError(f"{name}[{outside[0]}] is {array[outside[0]]}: there are items 0 to {n_items - 1} only")
-    return array.astype(np.int64)
+    return array.astype(np.int64, copy=False)
 
 
 def _multiplicities(weights: ArrayLike, length: int) -> FloatArray:
@@ -565,11 +710,25 @@ def _component_labels(
     return rank[position].astype(np.int64)
 
 
+def _comparison_components(n_items: int, first: IntArray, second: IntArray) -> IntArray:
+    """Connected components of the comparison graph."""
+    stride = 1 + first.size // (_ENOUGH_PAIRS * n_items)
+    labels = _component_labels(n_items, first[::stride], second[::stride], "weak")
+    return labels if stride == 1 or not labels.any() else _component_labels(n_items, first, second, "weak")
+
+
 def _win_components(pairs: PairCounts) -> IntArray:
     """Strongly connected components of the graph with an edge from each winner to each loser."""
-    down, up = pairs.first_wins > 0, pairs.second_wins > 0
-    winners = np.concatenate([pairs.first[down], pairs.second[up]])
-    losers = np.concatenate([pairs.second[down], pairs.first[up]])
+    stride = 1 + pairs.first.size // (_ENOUGH_PAIRS * pairs.n_items)
+    labels = _strong_labels(pairs, stride)
+    return labels if stride == 1 or not labels.any() else _strong_labels(pairs, 1)
+
+
+def _strong_labels(pairs: PairCounts, stride: int) -> IntArray:
+    first, second = pairs.first[::stride], pairs.second[::stride]
+    down, up = pairs.first_wins[::stride] > 0, pairs.second_wins[::stride] > 0
+    winners = np.concatenate([first[down], second[up]])
+    losers = np.concatenate([second[down], first[up]])
     return _component_labels(pairs.n_items, winners, losers, "strong")
 
 
