@@ -1,7 +1,7 @@
 """The judgments of one batch as arrays, checked once: who won, who lost, and which essay was read first.
 
-Here: the table, how it is made from comparisons, and its sums over pairs. What is computed from it lives in `posterior`,
-`reliability` and `judgment_fit`.
+Here: the table, how it is made from comparisons, and its sums over pairs. What is computed from it lives in
+`posterior`, `reliability` and `judgment_fit`.
 """
 
 from collections.abc import Iterable, Sequence

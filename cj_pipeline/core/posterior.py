@@ -135,7 +135,7 @@ def draw_posterior(
     width_prior: Literal["lognormal", "flat", "flat-log"] | float = "lognormal",
     order_effect: bool = False,
     burn_in: int = 200,
-    thin: int = 2,
+    thin: int = 3,
     gibbs_up_to: int = GIBBS_UP_TO_ITEMS,
 ) -> PosteriorDraws:
     """Draw scores, σ and (if asked for) the order effect from their joint posterior.
@@ -260,9 +260,9 @@ class _Design:
     def information(self, weights: FloatArray) -> FloatArray:
         """(size, size) XᵀΩX, plus the precision 1 of the order effect."""
         sums, n = self.sums, self.sums.n_items
-        matrix: FloatArray = -np.bincount(
-            self.cells, weights=np.concatenate([weights, weights]), minlength=self.size**2
-        ).reshape(self.size, self.size)
+        both = np.concatenate([weights, weights])
+        cells = np.bincount(self.cells, weights=both, minlength=self.size**2).astype(np.float64)
+        matrix: FloatArray = -cells.reshape(self.size, self.size)
         down = np.bincount(sums.first, weights=weights, minlength=n)
         up = np.bincount(sums.second, weights=weights, minlength=n)
         items = np.arange(n)
@@ -277,7 +277,7 @@ class _Design:
         items = np.arange(self.sums.n_items)
         precision = information.copy()
         precision[items, items] += width**-2
-        factor: FloatArray = np.linalg.cholesky(precision)
+        factor: FloatArray = np.linalg.cholesky(precision).astype(np.float64, copy=False)
         return factor
 
 
@@ -345,7 +345,7 @@ def draw_polya_gamma(counts: ArrayLike, tilts: ArrayLike, rng: np.random.Generat
             return _draw_jacobi(np.abs(c) / 2.0, rng) / 4.0
         owner = np.repeat(np.arange(b.size), b)
         parts = _draw_jacobi(np.abs(c[owner]) / 2.0, rng) / 4.0
-        summed: FloatArray = np.bincount(owner, weights=parts, minlength=b.size)
+        summed: FloatArray = np.bincount(owner, weights=parts, minlength=b.size).astype(np.float64)
         return summed
     draws[exact] = draw_polya_gamma(b[exact], c[exact], rng)
     mean, variance = polya_gamma_moments(b[~exact], c[~exact])
@@ -490,7 +490,7 @@ def find_mode(sums: PairSums, width: float, *, order_effect: bool = False, start
         difference = estimate[sums.first] - estimate[sums.second] + float(estimate[n:].sum())
         win = np.exp(-np.logaddexp(0.0, -difference))
         factor = design.factor(design.information(sums.totals * win * (1.0 - win)), width)
-        slope = design.transposed(sums.first_wins - sums.totals * win) - ridge * estimate
+        slope = design.transposed(np.asarray(sums.first_wins - sums.totals * win, dtype=np.float64)) - ridge * estimate
         step = cho_solve((factor, True), slope, check_finite=False)
         if float(np.abs(step).max()) <= _NEWTON_TOLERANCE:
             break
@@ -518,9 +518,7 @@ def _laplace(
         mode = find_mode(sums, float(width), order_effect=order_effect, start=start)
         start = mode.estimate
         noise = rng.standard_normal((mode.estimate.size, count))
-        draws.append(
-            mode.estimate + solve_triangular(mode.factor, noise, lower=True, trans="T", check_finite=False).T
-        )
+        draws.append(mode.estimate + solve_triangular(mode.factor, noise, lower=True, trans="T", check_finite=False).T)
     order = rng.permutation(n_draws)
     drawn = np.concatenate(draws)[order]
     scores = drawn[:, :n]

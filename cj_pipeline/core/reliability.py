@@ -116,9 +116,10 @@ def told_apart(draws: PosteriorDraws, level: float = 0.95) -> NDArray[np.bool_]:
 
 
 def indistinguishable_groups(draws: PosteriorDraws, level: float = 0.95) -> list[list[int]]:
-    """Groups of items that cannot be told apart, best first: the longest runs in rank order without a pair `told_apart`.
+    """Groups of items that cannot be told apart, best first.
 
-    An item is in every run it fits in, so neighbouring groups overlap. Every item is in at least one.
+    They are the longest runs in rank order without a pair `told_apart`.
+        An item is in every run it fits in, so neighbouring groups overlap. Every item is in at least one.
 
     Raises:
         InputError: `level` is not between 0 and 1.
@@ -196,9 +197,7 @@ class Separation:
     index: float
 
 
-def split_half(
-    table: JudgmentTable, *, seed: int, splits: int = 20, prior_sd: float | None = None
-) -> SplitHalf | None:
+def split_half(table: JudgmentTable, *, seed: int, splits: int = 20, prior_sd: float | None = None) -> SplitHalf | None:
     """Correlate the scores of random halves of the judgments. Inflated unless pairing ignored the results.
 
     The results that chose a pair are in both halves' design, so chance differences are confirmed in either half. The
