@@ -48,6 +48,10 @@ _BAND: Final = {PairMode.COVERAGE: "#e6eef6", PairMode.RESAMPLING: "#f8f0dc"}
 
 _STOP_REASONS: Final = {
     "stable": "the scores are stable",
+    "precise": "the grades (without grades: the scores) are known well enough",
+    "precision_flat": "more judgments would hardly change the grades",
+    "cost_spent": "the next call could exceed max_cost_usd",
+    "single_wave": "everything was judged in one wave",
     "budget_spent": "the budget is spent",
     "small_net_cap": "every pair of the small net is judged and its resampling passes are used",
     "low_success_rate": "too few comparisons were judged successfully",

@@ -1,0 +1,87 @@
+"""`cj diagnose`: how far a batch's scale can be trusted."""
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from cj_pipeline.cli.context import open_ledger, print_json, say
+
+_WORDS = {
+    "expected_r2": "reliability: expected r²",
+    "expected_r2_low": "  with probability .9 at least",
+    "split_half": "  split-half (inflated unless pairing ignored the results)",
+    "shrunken_reliability": "  var / (var + error) (inflated likewise)",
+    "prior_sd": "spread of the scale σ (logits)",
+    "order_effect": "advantage of the essay read first (logits)",
+    "first_wins": "share won by the essay read first",
+    "repeat_agreement_same_order": "agreement when asked again, same order",
+    "repeat_agreement_other_order": "agreement when asked again, other order",
+    "transitivity": "transitive triads",
+    "upsets": "upsets among essays far apart",
+}
+
+
+def diagnose(
+    batch: Annotated[str, typer.Argument(help="The batch id, as `cj status` lists it.", show_default=False)],
+    seed: Annotated[int, typer.Option(help="Of posterior draws and simulated judges.", min=0)] = 1,
+    replications: Annotated[int, typer.Option(help="Simulated judges to compare with.", min=20)] = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")] = False,
+) -> None:
+    """Reliability, intervals, misfit, position bias and surprises of a batch, from its judgments.
+
+    Nothing is judged, paid or stored; it may be asked at any time, also of a batch at work.
+    """
+    from cj_pipeline.workflow.diagnosis import diagnose as run
+
+    with open_ledger() as (_settings, ledger):
+        found = run(ledger, batch, seed=seed, replications=replications)
+    if as_json:
+        print_json(asdict(found))
+        return
+    _print(found.summary, found.essays, found.surprises)
+    for note in found.notes:
+        say(note)
+    groups = [group for group in found.groups if len(group) > 1]
+    if groups:
+        say("essays that cannot be told apart (95 %, all pairs at once):")
+        for group in groups:
+            say(f"  {', '.join(group)}")
+
+
+def _print(summary: dict[str, Any], essays: list[dict[str, Any]], surprises: list[dict[str, Any]]) -> None:
+    from cj_pipeline.cli.render import console, plain_table
+
+    for name, words in _WORDS.items():
+        value = summary[name]
+        line = "unknown" if value is None else f"{value:.3f}"
+        if name == "prior_sd":
+            line += f" (95 %: {summary['prior_sd_low']:.2f} to {summary['prior_sd_high']:.2f})"
+        if name == "order_effect":
+            line += f" ± {summary['order_effect_se']:.3f}"
+        expected = summary.get(f"{name}_expected")
+        if value is not None and expected is not None:
+            p = summary.get(f"{name}_p")
+            line += f" (a perfect judge: {expected:.3f}{'' if p is None else f', p {p:.2f}'})"
+        say(f"{words}: {line}")
+    console.print(
+        plain_table(
+            [
+                {
+                    "rank": row["rank"],
+                    "95 %": f"{row['rank_low']}-{row['rank_high']}",
+                    "essay": row["essay_id"],
+                    "score": f"{row['score']:+.2f}",
+                    "95 % ": f"{row['score_low']:+.2f} to {row['score_high']:+.2f}",
+                    "n": row["judgments"],
+                    "infit (p)": f"{row['infit']:.2f} ({row['infit_p']:.2f})",
+                    "outfit (p)": f"{row['outfit']:.2f} ({row['outfit_p']:.2f})",
+                }
+                for row in essays
+            ]
+        )
+    )
+    if surprises:
+        say("judgments to look at first (the chance their winner had):")
+        for row in surprises[:5]:
+            say(f"  {row['comparison_id']}: {row['winner_id']} beat {row['loser_id']} ({row['chance']:.2f})")
