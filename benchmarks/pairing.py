@@ -4,8 +4,8 @@ Simulated exams, scored as the pipeline scores them (Bradley–Terry, prior widt
 judges the same exams, and the same pair judged for the k-th time gets the same answer in all of them (paired
 replications, common random numbers). Without anchors the truth is N(0, sd²) and accuracy is the RMSE of centred scores;
 with anchors, twelve of them lie on grade centres a step of 1.25 logits apart (give or take 0.3), a student's true grade
-is that of the nearest centre, and accuracy is also the ranked probability score (RPS) of the grade projections, both over
-students.
+is that of the nearest centre, and accuracy is also the ranked probability score (RPS, the sum over grades, not
+normalised) of the grade projections, both over students.
 
 Printed per cell: the accuracy of `balanced` at 20 with its Monte Carlo standard error, and per design the judgments
 needed for it as a share of those 20, with the upper 95 % limit (one-sided, bootstrap over replications), and the worst
@@ -137,8 +137,8 @@ def report(cell: Cell, designs: list[PairDesign], errors: np.ndarray, replicatio
             line += f"  worst of balanced {worst:.3f}"
             if PairDesign.COVERAGE in designs:
                 line += f", of coverage {(means[number] / means[designs.index(PairDesign.COVERAGE)]).max():.3f}"
-            ratio = values[number, :, place] - reference
-            line += f"  at {REFERENCE}: {means[number, place]:.4f} (difference +- {ratio.std(ddof=1) / math.sqrt(replications):.4f})"
+            error = (values[number, :, place] - reference).std(ddof=1) / math.sqrt(replications)
+            line += f"  at {REFERENCE}: {means[number, place]:.4f} (difference +- {error:.4f})"
             print(line, flush=True)
 
 
@@ -147,7 +147,7 @@ def shown(share: float) -> str:
 
 
 def share_needed(curve: np.ndarray, target: float) -> float:
-    """Judgments per essay at which the curve first reaches the target, as a share; linear in log error and log budget."""
+    """Where the curve first reaches the target, as a share of the reference; linear in log error and log budget."""
     good = np.flatnonzero(curve <= target)
     if not good.size:
         return math.inf
