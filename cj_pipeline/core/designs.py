@@ -9,7 +9,8 @@ It is a function of its request alone: ties and chance come from a hash of (seed
 essays and history. The order in which a pair is read is decided when it is chosen: of two essays the one with the
 higher skew (A - B over history and plan so far) is read as B, and a pair whose skews have the same sign, neither zero,
 is not eligible; so |skew| <= 1 after every comparison. Skews sum to zero, so some pair is always eligible. Failed
-comparisons count for positions and exposure, but not as seen.
+comparisons count for positions and exposure, but not as seen. Essays that withdrawn comparisons left at |skew| > 1
+are compared first.
 
 - `random`: every pair is drawn uniformly among the eligible ones whose reading order has not been seen.
 - `balanced`: random rounds. In a round, the essays with fewest comparisons are paired with each other at random, each
@@ -197,6 +198,7 @@ class RandomDesign:
     def plan(self, request: WaveRequest) -> list[PlannedPair]:
         """See `Design.plan`."""
         wave = _Wave(request)
+        _repair(wave)
         while wave.room:
             wave.add(*self._draw(wave))
         return wave.pairs
@@ -219,16 +221,18 @@ class BalancedDesign:
     def plan(self, request: WaveRequest) -> list[PlannedPair]:
         """See `Design.plan`."""
         wave = _Wave(request)
+        _repair(wave)
         _add_balanced(wave, wave.room)
         return wave.pairs
 
 
 class AdaptiveDesign:
-    """Balanced rounds first, then the pairs that tell most about the contrasts that decide."""
+    """Balanced rounds first, then the pairs whose judgment is expected to tell most."""
 
     def plan(self, request: WaveRequest) -> list[PlannedPair]:
         """See `Design.plan`."""
         wave = _Wave(request)
+        _repair(wave)
         rounds = OPENING_WITH_ANCHORS if request.anchor_grades else OPENING
         opening = math.ceil(rounds * wave.n / 2) - wave.seen_comparisons
         _add_balanced(wave, wave.room if not request.scores else min(wave.room, max(0, opening)))
@@ -338,6 +342,14 @@ class _Wave:
 
 def _pairs(order: Sequence[int]) -> Iterator[tuple[int, int]]:
     return ((i, j) for place, i in enumerate(order) for j in order[place + 1 :])
+
+
+def _repair(wave: _Wave) -> None:
+    """Compare essays whose skew withdrawn comparisons left beyond 1 until it is 1 again, or the wave is full."""
+    while wave.room and wave.balances and max(map(abs, wave.skew)) > 1:
+        i = max(wave.shuffled(range(wave.n)), key=lambda i: abs(wave.skew[i]))
+        others = [j for j in wave.shuffled(range(wave.n)) if j != i and wave.is_eligible(i, j)]
+        wave.add(i, min(others, key=lambda j: (-abs(wave.skew[j]), wave.times_seen_as_read(i, j), wave.count[j])))
 
 
 # -- balanced rounds -------------------------------------------------------------------------------------------
