@@ -49,7 +49,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +97,8 @@ class WaveRequest:
         size: comparisons to plan, >= 1.
         scores: logits, of the wave before. Empty: nothing is known. An essay without one has 0.
         ses: their standard errors, logits, possibly infinite. An essay without one has the largest of the others'.
+        prior_sd: logits; the width of the prior that the scores are at. None: fitted again where it is needed, its
+            uncertainty included.
         seed, batch_id, wave: decide chance and ties, and nothing else.
         mode: what the wave is for; only the coverage design reads it.
         small_net: whether the batch stops after its resampling passes; it is then planned by the coverage design.
@@ -116,6 +118,7 @@ class WaveRequest:
     small_net: bool = False
     anchor_grades: Mapping[str, str] = field(default_factory=dict)
     balance_positions: bool = True
+    prior_sd: float | None = None
 
 
 class Design(Protocol):
@@ -475,7 +478,8 @@ def _posterior(wave: _Wave, request: WaveRequest, index: Mapping[str, int]) -> t
     judged = sorted((c for c in request.history if c.winner_id and c.loser_id), key=lambda c: c.comparison_id)
     winners = np.array([index[c.winner_id or ""] for c in judged], dtype=np.int64)
     losers = np.array([index[c.loser_id or ""] for c in judged], dtype=np.int64)
-    fit = fit_bradley_terry(winners, losers, wave.n)
+    width: float | Literal["fitted"] = "fitted" if request.prior_sd is None else request.prior_sd
+    fit = fit_bradley_terry(winners, losers, wave.n, prior_sd=width)
     return fit.scores, fit.covariance().copy()
 
 

@@ -79,6 +79,7 @@ def scored(history, essay_ids):
     return {
         "scores": dict(zip(essay_ids, fit.scores.tolist(), strict=True)),
         "ses": dict(zip(essay_ids, fit.standard_errors().tolist(), strict=True)),
+        "prior_sd": 2.0,
     }
 
 
@@ -260,8 +261,9 @@ def test_a_small_net_is_planned_by_coverage_whatever_the_design(design):
 def test_the_coverage_design_is_the_one_of_pairing():
     essay_ids, _, history = examine(BALANCED, 12, sizes=[6, 6, 6], seed=1)
     known = scored(history, essay_ids)
+    at = {name: known[name] for name in ("scores", "ses")}
     expected = plan_wave(
-        essay_ids, history, mode=PairMode.RESAMPLING, size=5, **known, seed=7, batch_id="batch", wave=4, small_net=False
+        essay_ids, history, mode=PairMode.RESAMPLING, size=5, **at, seed=7, batch_id="batch", wave=4, small_net=False
     )
     asked = request(essay_ids, history, size=5, wave=4, mode=PairMode.RESAMPLING, **known)
     assert plan_next_wave(COVERAGE, asked) == expected
@@ -352,11 +354,12 @@ def log_determinant_gain(covariance, i, j, weight):
 
 
 @settings(deadline=None, max_examples=15)
-@given(n=st.integers(3, 8), seed=st.integers(0, 2**32))
-def test_each_adaptive_choice_is_the_best_of_all_pairs_that_may_be_chosen(n, seed):
+@given(n=st.integers(3, 8), seed=st.integers(0, 2**32), prior_sd=st.sampled_from([None, 2.0]))
+def test_each_adaptive_choice_is_the_best_of_all_pairs_that_may_be_chosen(n, seed, prior_sd):
     essay_ids, _, history = examine(BALANCED, n, sizes=[3 * n], seed=seed, sd=1.5)
-    plan = plan_next_wave(ADAPTIVE, request(essay_ids, history, size=2 * n, wave=2, **scored(history, essay_ids)))
-    fit = fitted(history, essay_ids)
+    known = {**scored(history, essay_ids), "prior_sd": prior_sd}
+    plan = plan_next_wave(ADAPTIVE, request(essay_ids, history, size=2 * n, wave=2, **known))
+    fit = fitted(history, essay_ids, prior_sd=prior_sd or "fitted")
     # a shift of all scores makes the covariance regular and changes no difference
     covariance = fit.covariance() + 1.0
     skew, seen = Counter(), set()
