@@ -1,11 +1,12 @@
 """How many judgments each pairing design needs for the accuracy that `balanced` has with 20 judgments per essay.
 
-Simulated exams, scored as the pipeline scores them (Bradley–Terry, prior width fitted), wave by wave. Every design
+Simulated exams, scored as the pipeline scores them (Bradley–Terry, prior width fitted), wave by wave; between two
+looks at the accuracy the width of the last one is kept, which saves most of the time. Every design
 judges the same exams, and the same pair judged for the k-th time gets the same answer in all of them (paired
 replications, common random numbers). Without anchors the truth is N(0, sd²) and accuracy is the RMSE of centred scores;
 with anchors, twelve of them lie on grade centres a step of 1.25 logits apart (give or take 0.3), a student's true grade
-is that of the nearest centre, and accuracy is also the ranked probability score (RPS) of the grade projections, both over
-students.
+is that of the nearest centre, and accuracy is also the ranked probability score (RPS, the sum over grades, not
+normalised) of the grade projections, both over students.
 
 Printed per cell: the accuracy of `balanced` at 20 with its Monte Carlo standard error, and per design the judgments
 needed for it as a share of those 20, with the upper 95 % limit (one-sided, bootstrap over replications), and the worst
@@ -137,8 +138,8 @@ def report(cell: Cell, designs: list[PairDesign], errors: np.ndarray, replicatio
             line += f"  worst of balanced {worst:.3f}"
             if PairDesign.COVERAGE in designs:
                 line += f", of coverage {(means[number] / means[designs.index(PairDesign.COVERAGE)]).max():.3f}"
-            ratio = values[number, :, place] - reference
-            line += f"  at {REFERENCE}: {means[number, place]:.4f} (difference +- {ratio.std(ddof=1) / math.sqrt(replications):.4f})"
+            error = (values[number, :, place] - reference).std(ddof=1) / math.sqrt(replications)
+            line += f"  at {REFERENCE}: {means[number, place]:.4f} (difference +- {error:.4f})"
             print(line, flush=True)
 
 
@@ -147,7 +148,7 @@ def shown(share: float) -> str:
 
 
 def share_needed(curve: np.ndarray, target: float) -> float:
-    """Judgments per essay at which the curve first reaches the target, as a share; linear in log error and log budget."""
+    """Where the curve first reaches the target, as a share of the reference; linear in log error and log budget."""
     good = np.flatnonzero(curve <= target)
     if not good.size:
         return math.inf
@@ -182,7 +183,7 @@ def simulate(task: Task) -> np.ndarray:
         while len(history) < end:
             wave += 1
             if reads_scores and history:
-                fit = fitted(history, n)
+                fit = fitted(history, n, fit.prior_sd if fit else None)
             request = WaveRequest(
                 essay_ids=ids,
                 history=history,
@@ -194,6 +195,7 @@ def simulate(task: Task) -> np.ndarray:
                 wave=wave,
                 mode=PairMode.COVERAGE if len(history) < n * (n - 1) // 2 else PairMode.RESAMPLING,
                 anchor_grades=grades,
+                prior_sd=fit.prior_sd if fit else None,
             )
             for pair in plan_next_wave(task.design, request):
                 history.append(judge.judged(len(history), wave, pair.essay_a, pair.essay_b))
@@ -241,10 +243,10 @@ def name(i: int) -> str:
     return f"e{i:05d}"
 
 
-def fitted(history: list[Comparison], n: int) -> BradleyTerryFit:
+def fitted(history: list[Comparison], n: int, prior_sd: float | None = None) -> BradleyTerryFit:
     winners = np.array([int(c.winner_id[1:]) for c in history])
     losers = np.array([int(c.loser_id[1:]) for c in history])
-    return fit_bradley_terry(winners, losers, n)
+    return fit_bradley_terry(winners, losers, n, prior_sd="fitted" if prior_sd is None else prior_sd)
 
 
 def measured(cell: Cell, truth: np.ndarray, fit: BradleyTerryFit, grades: dict[str, str]) -> tuple[float, float]:

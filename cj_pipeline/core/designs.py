@@ -4,39 +4,40 @@ Here: the designs that `pair_design` chooses between, what they are given (`Wave
 wave loop calls. Not here: the matchings of the coverage design and the size of a wave (`pairing`), the fit that the
 adaptive design reads (`bradley_terry`), and when to plan or stop (`completion`).
 
-What every design keeps. A plan has as many pairs as were asked for (only `coverage` may be shorter, see `pairing`). It
-is a function of its request alone: ties and chance come from a hash of (seed, batch, wave), whatever the order of essays
-and history. The order in which a pair is read is decided when it is chosen: of two essays the one with the higher skew
-(A - B over history and plan so far) is read as B, and a pair whose skews have the same sign, neither zero, is not
-eligible; so |skew| <= 1 after every comparison. Skews sum to zero, so some pair is always eligible. Failed comparisons
-count for positions and exposure, but not as seen.
+What every design keeps. A plan has as many pairs as were asked for (only `coverage` may be shorter, see `pairing`).
+It is a function of its request alone: ties and chance come from a hash of (seed, batch, wave), whatever the order of
+essays and history. The order in which a pair is read is decided when it is chosen: of two essays the one with the
+higher skew (A - B over history and plan so far) is read as B, and a pair whose skews have the same sign, neither zero,
+is not eligible; so |skew| <= 1 after every comparison. Skews sum to zero, so some pair is always eligible. Failed
+comparisons count for positions and exposure, but not as seen. Essays that withdrawn comparisons left at |skew| > 1
+are compared first.
 
 - `random`: every pair is drawn uniformly among the eligible ones whose reading order has not been seen.
 - `balanced`: random rounds. In a round, the essays with fewest comparisons are paired with each other at random, each
   once, in pairs not seen before as far as possible; so exposures differ by at most one after every comparison.
-- `adaptive`: rounds of `balanced` until every essay has had `OPENING` judgments on average (`OPENING_WITH_ANCHORS` with
-  anchors), then the pair that most reduces the summed posterior variance of the contrasts that decide, one after
-  another. A pair is repeated only in the other order, once.
+- `adaptive`: rounds of `balanced` until every essay has had `OPENING` judgments (`OPENING_WITH_ANCHORS` with anchors),
+  then one after another the pair whose judgment tells most. A pair is repeated only in the other order, once.
 
-Adaptive choice (Bayesian A-optimality, Chaloner & Verdinelli 1995). Let V be the posterior covariance of the scores, M the
-sum of c cᵀ over the contrasts c that decide, x = e_i - e_j, and w the expected information of one judgment of the pair.
-By Sherman & Morrison (1950) the judgment makes V - V x xᵀ V w / (1 + w xᵀVx) of V, so the summed variance tr(MV) falls by
+What a judgment tells. Let V be the posterior covariance of the scores, x = e_i - e_j, and w the information that one
+judgment of the pair is expected to have about its difference. The judgment takes V to V - V x xᵀ V w / (1 + w xᵀVx)
+(Sherman & Morrison 1950) and so lowers the entropy of the Gaussian posterior (Lindley 1956; Chaloner & Verdinelli
+1995, D-optimality) by
 
-    gain(i, j) = w xᵀVMVx / (1 + w xᵀVx)
+    gain(i, j) = ½ log(1 + w s²)        s² = xᵀVx, the variance of the difference
 
-and V is brought up to date after each pair, so that the pairs of a wave complement each other. w is E[p(1-p)] over
-what is known of the difference, which is N(m, s²) with s² = xᵀVx; MacKay's (1992) approximation of the logistic integral,
-differentiated, gives w = κ p̃(1-p̃) with p̃ = logistic(κ m) and κ = 1/√(1 + πs²/8).
-
-The contrasts: without anchors (or without students) every score minus the mean of all; with both, every student
-minus the centre (mean score) of every anchor grade, weighted by how probable it is that the student belongs there,
-since a grade far away decides nothing.
+V is brought up to date after each pair, so that the pairs of a wave complement each other. w is E[p(1-p)] with
+p = logistic(d) and d ~ N(m, s²), m the difference of the scores: MacKay's (1992) approximation of the logistic
+integral, differentiated, gives w = κ p̃(1-p̃) with p̃ = logistic(κ m) and κ = 1/√(1 + πs²/8). A gain only grows with
+the variance of a *difference*, so anchors and students, and the essays between them, are compared as far as what is
+not known of their distances asks for; a variance that all scores share is worth nothing.
 
 Beyond `DENSE_UP_TO_ESSAYS` no covariance is computed: scores are taken as independent with their standard errors,
-only the neighbours in score are candidates, and all candidates are weighed once per block, a block being a matching.
+essays within `REACH` in score are candidates, and all candidates are weighed once per block, a block being a matching.
 
 References:
     Chaloner, K. & Verdinelli, I. (1995). Bayesian experimental design: a review. Statistical Science 10, 273-304.
+    Lindley, D. V. (1956). On a measure of the information provided by an experiment. Annals of Mathematical Statistics
+        27, 986-1005.
     MacKay, D. J. C. (1992). The evidence framework applied to classification networks. Neural Computation 4, 720-736.
     Sherman, J. & Morrison, W. J. (1950). Adjustment of an inverse matrix corresponding to a change in one element of a
         given matrix. Annals of Mathematical Statistics 21, 124-127.
@@ -48,7 +49,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,9 +71,6 @@ CANDIDATES: Final = 8
 
 REACH: Final = 1.0
 """Logits. Within it a judgment tells nearly as much as between equals, and links are not only between neighbours."""
-
-MIN_STEP: Final = 0.1
-"""Logits. Grade centres closer than this are weighted as if this far apart."""
 
 LARGEST_SE: Final = 10.0
 """Logits. Standard errors above it are taken as this."""
@@ -99,6 +97,8 @@ class WaveRequest:
         size: comparisons to plan, >= 1.
         scores: logits, of the wave before. Empty: nothing is known. An essay without one has 0.
         ses: their standard errors, logits, possibly infinite. An essay without one has the largest of the others'.
+        prior_sd: logits; the width of the prior that the scores are at. None: fitted again where it is needed, its
+            uncertainty included.
         seed, batch_id, wave: decide chance and ties, and nothing else.
         mode: what the wave is for; only the coverage design reads it.
         small_net: whether the batch stops after its resampling passes; it is then planned by the coverage design.
@@ -118,6 +118,7 @@ class WaveRequest:
     small_net: bool = False
     anchor_grades: Mapping[str, str] = field(default_factory=dict)
     balance_positions: bool = True
+    prior_sd: float | None = None
 
 
 class Design(Protocol):
@@ -200,6 +201,7 @@ class RandomDesign:
     def plan(self, request: WaveRequest) -> list[PlannedPair]:
         """See `Design.plan`."""
         wave = _Wave(request)
+        _repair(wave)
         while wave.room:
             wave.add(*self._draw(wave))
         return wave.pairs
@@ -222,16 +224,18 @@ class BalancedDesign:
     def plan(self, request: WaveRequest) -> list[PlannedPair]:
         """See `Design.plan`."""
         wave = _Wave(request)
+        _repair(wave)
         _add_balanced(wave, wave.room)
         return wave.pairs
 
 
 class AdaptiveDesign:
-    """Balanced rounds first, then the pairs that tell most about the contrasts that decide."""
+    """Balanced rounds first, then the pairs whose judgment is expected to tell most."""
 
     def plan(self, request: WaveRequest) -> list[PlannedPair]:
         """See `Design.plan`."""
         wave = _Wave(request)
+        _repair(wave)
         rounds = OPENING_WITH_ANCHORS if request.anchor_grades else OPENING
         opening = math.ceil(rounds * wave.n / 2) - wave.seen_comparisons
         _add_balanced(wave, wave.room if not request.scores else min(wave.room, max(0, opening)))
@@ -281,15 +285,16 @@ class _Wave:
         """Pairs still to be planned."""
         return self._size - len(self.pairs)
 
-    def add(self, i: int, j: int) -> None:
-        """Plan the pair, in the order in which it is to be read."""
-        a, b = self.order(i, j)
+    def add(self, i: int, j: int) -> tuple[int, int]:
+        """Plan the pair, deciding the order in which it is to be read; that order."""
+        a, b = self._order(i, j)
         first_sight = (a, b) not in self.seen and (b, a) not in self.seen
         mode = PairMode.COVERAGE if first_sight else PairMode.RESAMPLING
         self.pairs.append(PlannedPair(essay_a=self.ids[a], essay_b=self.ids[b], pair_mode=mode))
         self._note(a, b, seen=True)
+        return a, b
 
-    def order(self, i: int, j: int) -> tuple[int, int]:
+    def _order(self, i: int, j: int) -> tuple[int, int]:
         """(A, B): the higher skew is read second; of equals the order seen less often, else a coin decides."""
         if self.balances and self.skew[i] != self.skew[j]:
             return (i, j) if self.skew[i] < self.skew[j] else (j, i)
@@ -342,6 +347,14 @@ def _pairs(order: Sequence[int]) -> Iterator[tuple[int, int]]:
     return ((i, j) for place, i in enumerate(order) for j in order[place + 1 :])
 
 
+def _repair(wave: _Wave) -> None:
+    """Compare essays whose skew withdrawn comparisons left beyond 1 until it is 1 again, or the wave is full."""
+    while wave.room and wave.balances and max(map(abs, wave.skew)) > 1:
+        i = max(wave.shuffled(range(wave.n)), key=lambda i: abs(wave.skew[i]))
+        others = [j for j in wave.shuffled(range(wave.n)) if j != i and wave.is_eligible(i, j)]
+        wave.add(i, min(others, key=lambda j: (-abs(wave.skew[j]), wave.times_seen_as_read(i, j), wave.count[j])))
+
+
 # -- balanced rounds -------------------------------------------------------------------------------------------
 
 
@@ -372,7 +385,8 @@ def _round(wave: _Wave) -> list[tuple[int, int]]:
             pairs.append((i, queue.pop(place)))
     for place in range(len(pairs)):
         _avoid_repeat(wave, pairs, place)
-    return pairs
+    # an essay with more comparisons than the least comes last, or it would be ahead by two
+    return sorted(pairs, key=lambda pair: max(wave.count[i] for i in pair))
 
 
 def _partner(wave: _Wave, i: int, queue: Sequence[int]) -> int | None:
@@ -425,106 +439,48 @@ def expected_information(difference: FloatArray, variance: FloatArray) -> FloatA
     return shrink * odds / (1.0 + odds) ** 2
 
 
-@dataclass(frozen=True, eq=False)
-class DecidingContrasts:
-    """M, the sum of c cᵀ over the contrasts that decide. Made by `deciding_contrasts`.
-
-    Attributes:
-        own: (n,) the diagonal of M.
-        grade: (n,) the number of each anchor's grade among the grades that anchors have; -1 for a student.
-        share: (n, grades) negative entries of M between an essay and each anchor of a grade; 0 rows for anchors.
-        between: (grades,) entry of M between two anchors of a grade.
-        rest: entry of M between any other two essays.
-    """
-
-    own: FloatArray
-    grade: IntArray
-    share: FloatArray
-    between: FloatArray
-    rest: float
-
-    def entries(self, i: IntArray, j: IntArray) -> FloatArray:
-        """Entries of M off the diagonal, for index arrays of equal shape."""
-        if not self.between.size:
-            return np.full(np.shape(i), self.rest)
-        g, h = self.grade[i], self.grade[j]
-        # grade -1 reads the last column, which the mask drops
-        of_students = self.share[i, h] * (h >= 0) + self.share[j, g] * (g >= 0)
-        entries: FloatArray = np.where((g == h) & (g >= 0), self.between[g], -of_students)
-        return entries
-
-    def dense(self) -> FloatArray:
-        """(n, n) M."""
-        rows, columns = np.indices((len(self.own), len(self.own)))
-        matrix = self.entries(rows, columns)
-        np.fill_diagonal(matrix, self.own)
-        return matrix
-
-
-def deciding_contrasts(scores: FloatArray, variances: FloatArray, grade: IntArray) -> DecidingContrasts:
-    """The contrasts that decide: student minus grade centre; without anchors or students, score minus mean score.
-
-    A student's contrasts have weights that sum to 1, in proportion to N(score; centre, variance + step²), with the
-    centre of a grade the mean score of its anchors and step the mean distance of neighbouring centres.
+def expected_gain(difference: FloatArray, variance: FloatArray) -> FloatArray:
+    """What one judgment is expected to tell, ½ log(1 + w s²), in nats.
 
     Args:
-        scores: (n,) logits.
-        variances: (n,) squared standard errors of the scores, logits².
-        grade: (n,) number of each anchor's grade, 0, 1, … without gaps; -1 for a student.
+        difference: any shape, logits; the expected difference of the two scores.
+        variance: the same shape, logits²; the variance of that difference.
     """
-    n, students = len(scores), grade < 0
-    if students.all() or not students.any():
-        none: FloatArray = np.zeros(0)
-        return DecidingContrasts(np.full(n, 1.0 - 1.0 / n), grade, np.zeros((n, 0)), none, -1.0 / n)
-    sizes = np.bincount(grade[~students])
-    centres = np.bincount(grade[~students], weights=scores[~students]) / sizes
-    step = np.ptp(centres) / max(1, len(centres) - 1)
-    spread = variances[students] + max(step, MIN_STEP) ** 2
-    exponent = -0.5 * (scores[students, None] - centres) ** 2 / spread[:, None]
-    weight = np.exp(exponent - exponent.max(axis=1, keepdims=True))
-    weight /= weight.sum(axis=1, keepdims=True)
-    share = np.zeros((n, len(sizes)))
-    share[students] = weight / sizes
-    between = weight.sum(axis=0) / sizes**2
-    return DecidingContrasts(np.where(students, 1.0, between[grade]), grade, share, between, 0.0)
-
-
-def _grades(wave: _Wave, request: WaveRequest) -> IntArray:
-    """(n,) number of each anchor's grade, -1 for a student."""
-    known = {essay: request.anchor_grades[essay] for essay in wave.ids if essay in request.anchor_grades}
-    number = {grade: place for place, grade in enumerate(sorted(set(known.values())))}
-    return np.array([number[known[essay]] if essay in known else -1 for essay in wave.ids], dtype=np.int64)
+    gain: FloatArray = 0.5 * np.log1p(expected_information(difference, variance) * variance)
+    return gain
 
 
 def _add_by_covariance(wave: _Wave, request: WaveRequest) -> None:
     """Add the best pair after another, the covariance brought up to date after each, until none may be chosen."""
     index = {essay: i for i, essay in enumerate(wave.ids)}
-    judged = sorted((c for c in request.history if c.status is ComparisonStatus.JUDGED), key=lambda c: c.comparison_id)
-    results = [(index[c.winner_id or ""], index[c.loser_id or ""]) for c in judged]
-    winners, losers = np.array(results, dtype=np.int64).reshape(-1, 2).T
-    fit = fit_bradley_terry(winners, losers, wave.n)
-    covariance = fit.covariance().copy()
-    contrasts = deciding_contrasts(fit.scores, np.diag(covariance), _grades(wave, request)).dense()
-    influence = covariance @ contrasts @ covariance
+    scores, covariance = _posterior(wave, request, index)
+    difference = scores[:, None] - scores[None, :]
     rank = np.argsort(wave.shuffled(range(wave.n)))
     seen: BoolArray = np.zeros((wave.n, wave.n), dtype=np.bool_)
     for pair, times in wave.seen.items():
         seen[pair] = times > 0
-    difference = fit.scores[:, None] - fit.scores[None, :]
-    for planned in wave.pairs:  # what is left of the opening in this wave
-        _learn(covariance, influence, index[planned.essay_a], index[planned.essay_b], difference)
+    for planned in wave.pairs:  # what was left of the opening
+        _learn(covariance, difference, index[planned.essay_a], index[planned.essay_b])
     while wave.room:
-        gain = _gains(covariance, influence, difference)
-        gain[~_choosable(wave, seen)] = -np.inf
+        gain = np.where(_choosable(wave, seen), expected_gain(difference, _of_differences(covariance)), -np.inf)
         best = float(gain.max())
         if best == -np.inf:
             return
         ties = np.argwhere(np.triu(gain >= best - GAIN_TOLERANCE * abs(best), 1))
-        i, j = min(((int(i), int(j)) for i, j in ties), key=lambda pair: sorted((rank[pair[0]], rank[pair[1]])))
-        i, j = wave.order(i, j)
-        wave.add(i, j)
+        first = int(np.lexsort(np.sort(rank[ties], axis=1).T)[0])
+        i, j = wave.add(int(ties[first, 0]), int(ties[first, 1]))
         seen[i, j] = True
-        _learn(covariance, influence, i, j, difference)
+        _learn(covariance, difference, i, j)
+
+
+def _posterior(wave: _Wave, request: WaveRequest, index: Mapping[str, int]) -> tuple[FloatArray, FloatArray]:
+    """(n,) scores and (n, n) covariance by the fit of what was judged so far."""
+    judged = sorted((c for c in request.history if c.winner_id and c.loser_id), key=lambda c: c.comparison_id)
+    winners = np.array([index[c.winner_id or ""] for c in judged], dtype=np.int64)
+    losers = np.array([index[c.loser_id or ""] for c in judged], dtype=np.int64)
+    width: float | Literal["fitted"] = "fitted" if request.prior_sd is None else request.prior_sd
+    fit = fit_bradley_terry(winners, losers, wave.n, prior_sd=width)
+    return fit.scores, fit.covariance().copy()
 
 
 def _add_by_neighbours(wave: _Wave, request: WaveRequest) -> None:
@@ -533,26 +489,22 @@ def _add_by_neighbours(wave: _Wave, request: WaveRequest) -> None:
     errors = np.array([request.ses.get(essay, max(known, default=1.0)) for essay in wave.ids])
     variances = np.minimum(errors, LARGEST_SE) ** 2
     scores = np.array([request.scores.get(essay, 0.0) for essay in wave.ids])
-    contrasts = deciding_contrasts(scores, variances, _grades(wave, request))
     index = {essay: i for i, essay in enumerate(wave.ids)}
     block = [(index[pair.essay_a], index[pair.essay_b]) for pair in wave.pairs]  # what is left of the opening
     while wave.room:
         _learn_apart(variances, scores, block)
         block = []
         met: set[int] = set()
-        for i, j in _candidates(wave, scores, variances, contrasts):
+        for i, j in _candidates(wave, scores, variances):
             if wave.room and i not in met and j not in met and wave.may_be_chosen(i, j):
                 met.update((i, j))
-                block.append(wave.order(i, j))
-                wave.add(*block[-1])
+                block.append(wave.add(i, j))
         if not block:
             return
 
 
-def _candidates(
-    wave: _Wave, scores: FloatArray, variances: FloatArray, contrasts: DecidingContrasts
-) -> list[tuple[int, int]]:
-    """Pairs of essays at most `REACH` apart in score, and of neighbours, the one that promises the most gain first."""
+def _candidates(wave: _Wave, scores: FloatArray, variances: FloatArray) -> list[tuple[int, int]]:
+    """Pairs of neighbours, and of essays drawn at most `REACH` apart in score; first what promises to tell most."""
     order = np.argsort(scores, kind="stable")
     ranked = scores[order]
     within = np.maximum(np.searchsorted(ranked, ranked + REACH, side="right") - 1 - np.arange(wave.n), 1)
@@ -562,11 +514,7 @@ def _candidates(
     higher[:, 0] = np.arange(wave.n) + 1
     lower, column = np.nonzero(higher < wave.n)
     i, j = order[lower], order[higher[lower, column]]
-    variance = variances[i] + variances[j]
-    weight = expected_information(scores[i] - scores[j], variance)
-    influence = variances[i] ** 2 * contrasts.own[i] + variances[j] ** 2 * contrasts.own[j]
-    influence -= 2.0 * variances[i] * variances[j] * contrasts.entries(i, j)
-    gain = weight * influence / (1.0 + weight * variance)
+    gain = expected_gain(scores[i] - scores[j], variances[i] + variances[j])
     best = np.argsort(-gain, kind="stable")
     return list(zip(i[best].tolist(), j[best].tolist(), strict=True))
 
@@ -593,14 +541,6 @@ def _choosable(wave: _Wave, seen: BoolArray) -> BoolArray:
     return allowed
 
 
-def _gains(covariance: FloatArray, influence: FloatArray, difference: FloatArray) -> FloatArray:
-    """(n, n) reduction of the summed variance of the contrasts by one judgment of each pair."""
-    variance = _of_differences(covariance)
-    weight = expected_information(difference, variance)
-    gain: FloatArray = weight * _of_differences(influence) / (1.0 + weight * variance)
-    return gain
-
-
 def _of_differences(matrix: FloatArray) -> FloatArray:
     """(n, n) xᵀ matrix x for every x = e_i - e_j."""
     diagonal = np.diag(matrix)
@@ -608,14 +548,9 @@ def _of_differences(matrix: FloatArray) -> FloatArray:
     return result
 
 
-def _learn(covariance: FloatArray, influence: FloatArray, i: int, j: int, difference: FloatArray) -> None:
-    """Bring V and V M V up to date, in place, for one judgment of the pair (Sherman & Morrison 1950)."""
+def _learn(covariance: FloatArray, difference: FloatArray, i: int, j: int) -> None:
+    """Bring the covariance up to date, in place, for one judgment of the pair (Sherman & Morrison 1950)."""
     column = covariance[:, i] - covariance[:, j]
     variance = column[i] - column[j]
     weight = float(expected_information(difference[i, j], variance))
-    share = weight / (1.0 + weight * variance)
-    pulled = influence[:, i] - influence[:, j]
-    outer = np.outer(column, pulled)
-    influence -= share * (outer + outer.T)
-    influence += share**2 * (pulled[i] - pulled[j]) * np.outer(column, column)
-    covariance -= share * np.outer(column, column)
+    covariance -= weight / (1.0 + weight * variance) * np.outer(column, column)

@@ -16,7 +16,7 @@ from scipy.stats import kendalltau
 from structlog.testing import capture_logs
 
 from cj_pipeline.core.errors import MissingBudgetError
-from cj_pipeline.core.models import BatchStatus, Winner
+from cj_pipeline.core.models import BatchStatus, PairDesign, Winner
 from cj_pipeline.judges.errors import Fate, MalformedAnswerError, ProviderRejectedError, RefusedError
 from cj_pipeline.judges.prompts import JudgeInstructions, build_prompt
 from cj_pipeline.judges.protocol import JudgeAnswer, Usage
@@ -89,6 +89,39 @@ def test_five_essays_are_all_compared_and_then_judged_again_in_two_passes(ledger
     pairs = Counter(frozenset(row[1:3]) for row in record(ledger, "lower5"))
     assert len(pairs) == 10
     assert max(pairs.values()) <= 1 + 2 + 1  # a coverage wave may re-judge a pair to repair a skew
+
+
+@on_sqlite
+def test_an_adaptive_batch_opens_with_balanced_rounds_and_then_judges_what_its_scores_leave_open(ledger):
+    for batch_id, design in (("adaptive", "adaptive"), ("balanced", "balanced")):
+        # the batch id decides chance, so that the two openings differ, but not in exposure
+        submit(ledger, batch_id, max_comparisons=150, score_stability_threshold=0.0, pair_design=design)
+        done = advance(ledger, batch_id)
+        assert (done.status, done.judged) == (BatchStatus.COMPLETE_MAX_COMPARISONS, 150)
+        check_invariants(ledger, batch_id, small_net=False, max_attempts=3)
+        waves = ledger.waves(batch_id)
+        assert [wave.callbacks for wave in waves] == [*range(12, 145, 12), 150]
+        exposure = Counter(essay for row in record(ledger, batch_id) if row[3] <= 4 for essay in row[1:3])
+        assert set(exposure.values()) == {4}
+        assert max(Counter(row[1:3] for row in record(ledger, batch_id)).values()) == 1
+
+    def mean_distance(batch_id, waves):
+        scores = ledger.waves(batch_id)[-1].scores
+        pairs = [row[1:3] for row in record(ledger, batch_id) if row[3] in waves]
+        return sum(abs(scores[a] - scores[b]) for a, b in pairs) / len(pairs)
+
+    opening, later = range(1, 5), range(5, 14)
+    assert mean_distance("adaptive", later) < 0.75 * mean_distance("adaptive", opening)
+    assert mean_distance("balanced", later) > 0.85 * mean_distance("balanced", opening)
+
+
+@on_sqlite
+def test_a_small_net_is_planned_by_coverage_whatever_its_design(ledger, other_ledger):
+    submit_lower_five(ledger)
+    submit_lower_five(other_ledger, pair_design="adaptive")
+    for where in (ledger, other_ledger):
+        assert advance(where, "lower5").stop_reason == "small_net_cap"
+    assert record(ledger, "lower5") == record(other_ledger, "lower5")
 
 
 @on_sqlite
@@ -270,6 +303,7 @@ batches = st.fixed_dictionaries(
         "max_judgment_attempts": st.integers(1, 3),
         "judge_concurrency": st.sampled_from([1, 3, 16]),
         "pair_generation_seed": st.integers(0, 99),
+        "pair_design": st.sampled_from([*PairDesign]),
     }
 )
 quick = hypothesis_settings(
