@@ -73,8 +73,8 @@ _MOST_PROBES: Final = 128
 _DOUBTFUL_SHARE: Final = 0.01
 # An item's variance is taken to be within four standard errors of its mean over the probes: 1 in 16,000 is not.
 _SAFETY: Final = 4.0
-# Exact replacements: at most so many items, unless all are asked for.
-_MOST_EXACT: Final = 2_048
+# Exact replacements, unless all are asked for: some 20 s at 5e8 numbers a second.
+_EXACT_WORK: Final = 1e10
 _SEED: Final = 20_240_501
 
 
@@ -188,7 +188,7 @@ def sparse_variances(pairs: Pairs, scores: FloatArray, precision: float, *, exac
 
     Exact for all items if an ordering makes H narrow (chains, rings, pairs near in score). Otherwise probes, whose
     seed is fixed; the values that may be off by more than 6 % (their roots by more than `ERROR_LIMIT`) are solved for,
-    the worst first, up to 2,048 of them. What is still in doubt then shows in `relative_error`.
+    the worst first, as many as some 20 seconds allow. What is still in doubt then shows in `relative_error`.
 
     Args:
         scores: (n_items,) logits, where the information is taken.
@@ -208,16 +208,21 @@ def sparse_variances(pairs: Pairs, scores: FloatArray, precision: float, *, exac
         items = np.flatnonzero(unknown)
         values[items] = band.variances()[items] if band else solver.variances_of(information, items)
         return Variances(values, error, np.ones_like(unknown), 0)
-    estimate = _ProbeEstimate(pairs, information, solver)
+    estimate = _ProbeEstimate(pairs, information)
     while True:
-        estimate.draw()
+        if not estimate.draw():
+            if band := solver.find_band(information):
+                return Variances(np.where(unknown, band.variances(), 0.0), error, np.ones_like(unknown), 0)
+            estimate.patience = _MAX_CG_ITERATIONS
+            estimate.draw()
         values, error = estimate.values(), estimate.relative_error()
         doubtful = np.flatnonzero(unknown & (error > ERROR_LIMIT))
         if doubtful.size <= _DOUBTFUL_SHARE * pairs.n_items or estimate.probes >= _MOST_PROBES:
             break
         if doubtful.size > _DOUBTFUL_SHARE * pairs.n_items and (band := solver.find_band(information)):
             return Variances(np.where(unknown, band.variances(), 0.0), 0.0 * error, np.ones_like(unknown), 0)
-    chosen = doubtful[np.argsort(-error[doubtful], kind="stable")][:_MOST_EXACT]
+    affordable = int(_EXACT_WORK / (estimate.iterations * (len(pairs.first) + 10 * pairs.n_items)))
+    chosen = doubtful[np.argsort(-error[doubtful], kind="stable")][:affordable]
     values[chosen] = solver.variances_of(information, chosen)
     values[~unknown] = error[~unknown] = error[chosen] = 0.0
     known = ~unknown
@@ -354,7 +359,7 @@ class _Solver:
         """Q right, for a (n_items,) `right` that sums to zero in every component; `error` is relative, in H's norm."""
         if self._order is None:
             patience = _MAX_CG_ITERATIONS if self._looked else _PATIENCE
-            solution, self.succeeded = _conjugate_gradients(information, right[:, None], error, patience)
+            solution, self.succeeded, _ = _conjugate_gradients(information, right[:, None], error, patience)
             if self.succeeded or self._looked:
                 return solution[:, 0]
         band = self.find_band(information)
@@ -386,21 +391,21 @@ class _Solver:
             right = np.zeros((self._pairs.n_items, block.size))
             right[block, columns] = 1.0
             right = _centred(right, self._pairs.components)
-            solution, _ = _conjugate_gradients(information, right, _EXACT_ERROR, _MAX_CG_ITERATIONS)
+            solution, _, _ = _conjugate_gradients(information, right, _EXACT_ERROR, _MAX_CG_ITERATIONS)
             values[start : start + block.size] = np.einsum("ij,ij->j", right, solution)
         return values
 
 
 def _conjugate_gradients(
     information: _SparseInformation, right: FloatArray, error: float, most: int
-) -> tuple[FloatArray, bool]:
+) -> tuple[FloatArray, bool, int]:
     """Q right by conjugate gradients with the diagonal as preconditioner, all columns of (n_items, k) side by side.
 
     Stops when in every column the residual (in the norm of D⁻¹) and the error (in the norm of H, estimated from the
     decrease over the last fifth of the iterations) are at most `error` times what they were.
 
     Returns:
-        The solution, centred within components, and whether it got there within `most` iterations.
+        The solution, centred within components; whether it got there within `most` iterations; how many it took.
     """
     inverse = information.inverse_diagonal[:, None]
     diagonal = information.diagonal[:, None]
@@ -433,7 +438,7 @@ def _conjugate_gradients(
         done = ((recent <= error**2 * total) & (size <= error**2 * first_size)) | ~alive
         direction *= beta
         direction += scaled
-    return _centred(solution, information.components), bool(done.all())
+    return _centred(solution, information.components), bool(done.all()), iteration
 
 
 def _places(order: IntArray) -> IntArray:
@@ -538,29 +543,33 @@ class _Band:
 class _ProbeEstimate:
     """The diagonal of Q from the first terms of its Neumann series and random signs; see the module."""
 
-    def __init__(self, pairs: Pairs, information: _SparseInformation, solver: _Solver) -> None:
+    def __init__(self, pairs: Pairs, information: _SparseInformation) -> None:
         self._pairs = pairs
         self._information = information
-        self._solver = solver
         self._random = np.random.default_rng(_SEED)
         self._sum: FloatArray = np.zeros(pairs.n_items)
         self._squares: FloatArray = np.zeros(pairs.n_items)
-        self.probes = 0
+        self.probes, self.iterations, self.patience = 0, 0, _PATIENCE
         self._known = self._series_diagonal()
 
-    def draw(self) -> None:
-        """Add `_PROBES_AT_ONCE` probes."""
+    def draw(self) -> bool:
+        """Add `_PROBES_AT_ONCE` probes; False, and nothing added, if the solver loses patience first."""
         n, k = self._pairs.n_items, _PROBES_AT_ONCE
         signs = self._random.integers(0, 2, (n, k), dtype=np.int8) * 2.0 - 1.0
         root = np.sqrt(self._information.diagonal)[:, None]
         right = _centred(root * signs, self._pairs.components)
-        solution, _ = _conjugate_gradients(self._information, right, _PROBE_ERROR, _MAX_CG_ITERATIONS)
+        solution, succeeded, self.iterations = _conjugate_gradients(
+            self._information, right, _PROBE_ERROR, self.patience
+        )
+        if not succeeded and self.patience < _MAX_CG_ITERATIONS:
+            return False
         solution -= _centred(self._series(right), self._pairs.components)
         solution *= signs
         np.divide(solution, root, out=solution, where=root > 0)
         self._sum += solution.sum(axis=1)
         self._squares += np.einsum("ij,ij->i", solution, solution)
         self.probes += k
+        return True
 
     def values(self) -> FloatArray:
         """(n_items,) the estimate, logits²; never below the part that is known to be positive."""
