@@ -208,13 +208,11 @@ def sparse_variances(pairs: Pairs, scores: FloatArray, precision: float, *, exac
         items = np.flatnonzero(unknown)
         values[items] = band.variances()[items] if band else solver.variances_of(information, items)
         return Variances(values, error, np.ones_like(unknown), 0)
+    if solver.is_slow(information) and (band := solver.find_band(information)):
+        return Variances(np.where(unknown, band.variances(), 0.0), error, np.ones_like(unknown), 0)
     estimate = _ProbeEstimate(pairs, information)
     while True:
-        if not estimate.draw():
-            if band := solver.find_band(information):
-                return Variances(np.where(unknown, band.variances(), 0.0), error, np.ones_like(unknown), 0)
-            estimate.patience = _MAX_CG_ITERATIONS
-            estimate.draw()
+        estimate.draw()
         values, error = estimate.values(), estimate.relative_error()
         doubtful = np.flatnonzero(unknown & (error > ERROR_LIMIT))
         if doubtful.size <= _DOUBTFUL_SHARE * pairs.n_items or estimate.probes >= _MOST_PROBES:
@@ -367,6 +365,12 @@ class _Solver:
             return self.solve(information, right, error)
         self.succeeded = True
         return band.solve(right)
+
+    def is_slow(self, information: _SparseInformation) -> bool:
+        """Whether conjugate gradients take more than `_PATIENCE` iterations for random right sides."""
+        right = np.random.default_rng(_SEED).normal(size=(self._pairs.n_items, 1))
+        right = _centred(np.sqrt(information.diagonal)[:, None] * right, self._pairs.components)
+        return not _conjugate_gradients(information, right, _PROBE_ERROR, _PATIENCE)[1]
 
     def find_band(self, information: _SparseInformation) -> "_Band | None":
         """The banded factorisation, if the reverse Cuthill–McKee ordering makes it affordable."""
@@ -549,27 +553,22 @@ class _ProbeEstimate:
         self._random = np.random.default_rng(_SEED)
         self._sum: FloatArray = np.zeros(pairs.n_items)
         self._squares: FloatArray = np.zeros(pairs.n_items)
-        self.probes, self.iterations, self.patience = 0, 0, _PATIENCE
+        self.probes, self.iterations = 0, 0
         self._known = self._series_diagonal()
 
-    def draw(self) -> bool:
-        """Add `_PROBES_AT_ONCE` probes; False, and nothing added, if the solver loses patience first."""
+    def draw(self) -> None:
+        """Add `_PROBES_AT_ONCE` probes."""
         n, k = self._pairs.n_items, _PROBES_AT_ONCE
         signs = self._random.integers(0, 2, (n, k), dtype=np.int8) * 2.0 - 1.0
         root = np.sqrt(self._information.diagonal)[:, None]
         right = _centred(root * signs, self._pairs.components)
-        solution, succeeded, self.iterations = _conjugate_gradients(
-            self._information, right, _PROBE_ERROR, self.patience
-        )
-        if not succeeded and self.patience < _MAX_CG_ITERATIONS:
-            return False
+        solution, _, self.iterations = _conjugate_gradients(self._information, right, _PROBE_ERROR, _MAX_CG_ITERATIONS)
         solution -= _centred(self._series(right), self._pairs.components)
         solution *= signs
         np.divide(solution, root, out=solution, where=root > 0)
         self._sum += solution.sum(axis=1)
         self._squares += np.einsum("ij,ij->i", solution, solution)
         self.probes += k
-        return True
 
     def values(self) -> FloatArray:
         """(n_items,) the estimate, logits²; never below the part that is known to be positive."""
