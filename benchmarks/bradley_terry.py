@@ -44,9 +44,13 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=60.0, help="seconds after which a peer is stopped")
     parser.add_argument("--sizes", type=int, nargs="*", default=range(len(SIZES)), help="which rows of SIZES")
     parser.add_argument("--fit", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--prepare", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.fit:
         measure(options.fit[0], Path(options.fit[1]))
+        return
+    if options.prepare:
+        prepare(int(options.prepare[0]), int(options.prepare[1]), Path(options.prepare[2]))
         return
     slow: set[str] = set()
     with_errors: dict[tuple[int, int], float] = {}
@@ -54,9 +58,10 @@ def main() -> None:
         n_items, n_judgments = SIZES[number]
         print(f"\n{n_items:,} items, {n_judgments:,} judgments", flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            winners, losers = judgments(n_items, n_judgments)
-            np.savez(Path(folder) / "input.npz", winners=winners, losers=losers, n_items=n_items)
-            truth = reference(winners, losers, n_items)
+            # in a process of its own: a child's peak memory begins at its parent's
+            command = [sys.executable, __file__, "--prepare", str(n_items), str(n_judgments), folder]
+            subprocess.run(command, check=True)
+            truth = np.load(Path(folder) / "truth.npy")
             results = {name: one(name, Path(folder), truth, slow, options.limit) for name in FITS}
         report(results)
         if results[OURS_WITH_ERRORS]:
@@ -65,6 +70,13 @@ def main() -> None:
     if small in with_errors and large in with_errors:
         ratio = with_errors[large] / with_errors[small]
         print(f"\nscores and SEs: 100,000/1,000,000 takes {ratio:.1f} times as long as 10,000/100,000")
+
+
+def prepare(n_items: int, n_judgments: int, folder: Path) -> None:
+    """Write the judgments and the reference scores."""
+    winners, losers = judgments(n_items, n_judgments)
+    np.savez(folder / "input.npz", winners=winners, losers=losers, n_items=n_items)
+    np.save(folder / "truth.npy", reference(winners, losers, n_items))
 
 
 def judgments(n_items: int, n_judgments: int) -> tuple[np.ndarray, np.ndarray]:
@@ -186,7 +198,7 @@ def evalica_fit():
 
     def fit(winners, losers, n_items):
         won = [evalica.Winner.X] * len(winners)
-        result = evalica.bradley_terry(winners.tolist(), losers.tolist(), won, tolerance=1e-10, limit=100_000)
+        result = evalica.bradley_terry(winners.tolist(), losers.tolist(), won, tolerance=1e-8, limit=100_000)
         strengths = result.scores
         return np.log(np.asarray(strengths.reindex(range(n_items)), dtype=float))
 

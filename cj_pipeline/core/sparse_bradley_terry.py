@@ -246,13 +246,15 @@ class _Likelihood:
     def __init__(self, pairs: Pairs, precision: float) -> None:
         self._pairs = pairs
         self._precision = precision
-        index_type = np.int32 if max(pairs.n_items, len(pairs.first)) < 2**31 - 1 else np.int64
-        rows = np.searchsorted(pairs.first, np.arange(pairs.n_items + 1))
-        self._structure = (pairs.second.astype(index_type), rows.astype(index_type))
         self._played = pairs.first_wins + pairs.second_wins
-        # fresh memory costs more than what is computed into it
+        # fresh memory costs more than what is computed into it, and so do new sparse matrices: all are made once
         self._weight: FloatArray = np.empty(len(pairs.first))
         self._surplus: FloatArray = np.empty(len(pairs.first))
+        index_type = np.int32 if max(pairs.n_items, len(pairs.first)) < 2**31 - 1 else np.int64
+        rows = np.searchsorted(pairs.first, np.arange(pairs.n_items + 1)).astype(index_type)
+        columns = pairs.second.astype(index_type)
+        self._weights = _Upper.of(self._weight, columns, rows)
+        self._surpluses = _Upper.of(self._surplus, columns, rows)
 
     def derivatives(self, scores: FloatArray) -> "tuple[FloatArray, _SparseInformation]":
         """(n_items,) gradient, centred within components, and the information at `scores`, until the next call."""
@@ -267,26 +269,42 @@ class _Likelihood:
             weight[part] = self._played[part] * likely * unlikely
             surplus[part] = pairs.first_wins[part] * np.where(ahead, unlikely, likely)
             surplus[part] -= pairs.second_wins[part] * np.where(ahead, likely, unlikely)
-        upper, ones = self._upper(surplus), np.ones(pairs.n_items)
-        gradient = _centred(upper @ ones - upper.T @ ones - self._precision * scores, pairs.components)
-        upper = self._upper(weight)
-        diagonal = upper @ ones + upper.T @ ones + self._precision
+        ones = np.ones(pairs.n_items)
+        gradient = self._surpluses.rows @ ones - self._surpluses.columns @ ones - self._precision * scores
+        diagonal = self._weights.rows @ ones + self._weights.columns @ ones + self._precision
         if not (diagonal > 0.0).all() and diagonal[np.bincount(pairs.components)[pairs.components] > 1].min() <= 0.0:
             raise InputError(
                 "the information matrix is singular to working precision: weights differ by too many orders of "
                 "magnitude. Rescale or drop the extreme ones"
             )
-        return gradient, _SparseInformation(upper, diagonal, pairs.components, self._precision)
+        information = _SparseInformation(self._weights, diagonal, pairs.components, self._precision)
+        return _centred(gradient, pairs.components), information
 
     def widest(self, step: FloatArray) -> float:
         """Largest change of a judged difference."""
         return float(np.abs(step[self._pairs.first] - step[self._pairs.second]).max())
 
-    def _upper(self, values: FloatArray) -> Any:
+
+@dataclass(frozen=True, eq=False)
+class _Upper:
+    """One number per pair as an upper triangular matrix, and its transpose. Both see changes of `values`.
+
+    Attributes:
+        values: (n_pairs,) numbers.
+        rows: (n_items, n_items) sparse, item `first` by item `second`.
+        columns: its transpose.
+    """
+
+    values: FloatArray
+    rows: Any
+    columns: Any
+
+    @classmethod
+    def of(cls, values: FloatArray, indices: NDArray[Any], starts: NDArray[Any]) -> "_Upper":
         from scipy.sparse import csr_array
 
-        n = self._pairs.n_items
-        return csr_array((values, *self._structure), shape=(n, n))
+        rows = csr_array((values, indices, starts), shape=(starts.size - 1, starts.size - 1))
+        return cls(values, rows, rows.T)
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,21 +312,16 @@ class _SparseInformation:
     """H = D - W, W = U + Uᵀ.
 
     Attributes:
-        upper: (n_items, n_items) sparse U, the weights of the pairs.
+        upper: U, the weights of the pairs.
         diagonal: (n_items,) D, precision included.
         components: (n_items,) labels.
         precision: of the prior.
     """
 
-    upper: Any
+    upper: _Upper
     diagonal: FloatArray
     components: IntArray
     precision: float
-
-    @cached_property
-    def lower(self) -> Any:
-        """Uᵀ."""
-        return self.upper.T
 
     @cached_property
     def inverse_diagonal(self) -> FloatArray:
@@ -319,18 +332,18 @@ class _SparseInformation:
         """W x, for (n_items,) or (n_items, k)."""
         if x.ndim == 2 and x.shape[1] == 1:
             return self.others(x[:, 0])[:, None]
-        product: FloatArray = self.upper @ x
-        product += self.lower @ x
+        product: FloatArray = self.upper.rows @ x
+        product += self.upper.columns @ x
         return product
 
 
 def _centred(x: FloatArray, components: IntArray) -> FloatArray:
     """`x`, (n_items,) or (n_items, k), shifted so that every column sums to zero in every component."""
-    sizes = np.bincount(components)
     centred: FloatArray
-    if sizes.size == 1:
-        centred = x - x.mean(axis=0)
-    elif x.ndim == 1:
+    if not components.any():
+        return x - x.mean(axis=0)  # type: ignore[no-any-return]
+    sizes = np.bincount(components)
+    if x.ndim == 1:
         centred = x - (np.bincount(components, weights=x) / sizes)[components]
     else:
         from scipy.sparse import csr_array
@@ -380,7 +393,9 @@ class _Solver:
             if len(self._pairs.first) * len(self._pairs.first) <= _BAND_WORK * n:  # at least n_pairs / n wide
                 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
-                order = reverse_cuthill_mckee((information.upper + information.lower).tocsr(), symmetric_mode=True)
+                order = reverse_cuthill_mckee(
+                    (information.upper.rows + information.upper.columns).tocsr(), symmetric_mode=True
+                )
                 width = _width(self._pairs, _places(order.astype(np.int64)))
                 if n * (width + 1.0) <= _BAND_NUMBERS and n * float(width) ** 2 <= _BAND_WORK:
                     self._order = order.astype(np.int64)
@@ -480,7 +495,7 @@ class _Band:
         band[0] = diagonal[order]
         low = np.minimum(self._places[pairs.first], self._places[pairs.second])
         high = np.maximum(self._places[pairs.first], self._places[pairs.second])
-        band[high - low, low] = -information.upper.data
+        band[high - low, low] = -information.upper.values
         try:
             self._factor = cholesky_banded(band, overwrite_ab=True, lower=True, check_finite=False)
         except np.linalg.LinAlgError:
@@ -597,9 +612,9 @@ class _ProbeEstimate:
         """(n_items,) diagonal of P X P."""
         information, components = self._information, self._pairs.components
         inverse = information.inverse_diagonal
-        upper = information.upper
-        squares = type(upper)((upper.data**2, upper.indices, upper.indptr), shape=upper.shape)
-        twice = squares @ inverse + squares.T @ inverse
+        rows = information.upper.rows
+        squares = _Upper.of(rows.data**2, rows.indices, rows.indptr)
+        twice = squares.rows @ inverse + squares.columns @ inverse
         diagonal = inverse + inverse**2 * twice
         # P X P: X_ii - 2 (X 1)_i / n_c + 1'X 1 / n_c², per component
         size = np.bincount(components)[components]
