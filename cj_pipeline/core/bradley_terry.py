@@ -704,7 +704,9 @@ def _component_labels(
     from scipy.sparse.csgraph import connected_components
 
     graph = csr_array((np.ones(origin.size), (origin, target)), shape=(n_items, n_items))
-    labels = connected_components(graph, directed=True, connection=connection)[1]
+    count, labels = connected_components(graph, directed=True, connection=connection)
+    if count == 1:
+        return np.zeros(n_items, dtype=np.int64)
     _, lowest, position = np.unique(labels, return_index=True, return_inverse=True)
     rank: IntArray = np.argsort(np.argsort(lowest))
     return rank[position].astype(np.int64)

@@ -73,8 +73,8 @@ _MOST_PROBES: Final = 128
 _DOUBTFUL_SHARE: Final = 0.01
 # An item's variance is taken to be within four standard errors of its mean over the probes: 1 in 16,000 is not.
 _SAFETY: Final = 4.0
-# Exact replacements: at most so many items, unless all are asked for.
-_MOST_EXACT: Final = 2_048
+# Exact replacements, unless all are asked for: some 20 s at 5e8 numbers a second.
+_EXACT_WORK: Final = 1e10
 _SEED: Final = 20_240_501
 
 
@@ -188,7 +188,7 @@ def sparse_variances(pairs: Pairs, scores: FloatArray, precision: float, *, exac
 
     Exact for all items if an ordering makes H narrow (chains, rings, pairs near in score). Otherwise probes, whose
     seed is fixed; the values that may be off by more than 6 % (their roots by more than `ERROR_LIMIT`) are solved for,
-    the worst first, up to 2,048 of them. What is still in doubt then shows in `relative_error`.
+    the worst first, as many as some 20 seconds allow. What is still in doubt then shows in `relative_error`.
 
     Args:
         scores: (n_items,) logits, where the information is taken.
@@ -208,7 +208,9 @@ def sparse_variances(pairs: Pairs, scores: FloatArray, precision: float, *, exac
         items = np.flatnonzero(unknown)
         values[items] = band.variances()[items] if band else solver.variances_of(information, items)
         return Variances(values, error, np.ones_like(unknown), 0)
-    estimate = _ProbeEstimate(pairs, information, solver)
+    if solver.is_slow(information) and (band := solver.find_band(information)):
+        return Variances(np.where(unknown, band.variances(), 0.0), error, np.ones_like(unknown), 0)
+    estimate = _ProbeEstimate(pairs, information)
     while True:
         estimate.draw()
         values, error = estimate.values(), estimate.relative_error()
@@ -217,7 +219,8 @@ def sparse_variances(pairs: Pairs, scores: FloatArray, precision: float, *, exac
             break
         if doubtful.size > _DOUBTFUL_SHARE * pairs.n_items and (band := solver.find_band(information)):
             return Variances(np.where(unknown, band.variances(), 0.0), 0.0 * error, np.ones_like(unknown), 0)
-    chosen = doubtful[np.argsort(-error[doubtful], kind="stable")][:_MOST_EXACT]
+    affordable = int(_EXACT_WORK / (estimate.iterations * (len(pairs.first) + 10 * pairs.n_items)))
+    chosen = doubtful[np.argsort(-error[doubtful], kind="stable")][:affordable]
     values[chosen] = solver.variances_of(information, chosen)
     values[~unknown] = error[~unknown] = error[chosen] = 0.0
     known = ~unknown
@@ -243,13 +246,15 @@ class _Likelihood:
     def __init__(self, pairs: Pairs, precision: float) -> None:
         self._pairs = pairs
         self._precision = precision
-        index_type = np.int32 if max(pairs.n_items, len(pairs.first)) < 2**31 - 1 else np.int64
-        rows = np.searchsorted(pairs.first, np.arange(pairs.n_items + 1))
-        self._structure = (pairs.second.astype(index_type), rows.astype(index_type))
         self._played = pairs.first_wins + pairs.second_wins
-        # fresh memory costs more than what is computed into it
+        # fresh memory costs more than what is computed into it, and so do new sparse matrices: all are made once
         self._weight: FloatArray = np.empty(len(pairs.first))
         self._surplus: FloatArray = np.empty(len(pairs.first))
+        index_type = np.int32 if max(pairs.n_items, len(pairs.first)) < 2**31 - 1 else np.int64
+        rows = np.searchsorted(pairs.first, np.arange(pairs.n_items + 1)).astype(index_type)
+        columns = pairs.second.astype(index_type)
+        self._weights = _Upper.of(self._weight, columns, rows)
+        self._surpluses = _Upper.of(self._surplus, columns, rows)
 
     def derivatives(self, scores: FloatArray) -> "tuple[FloatArray, _SparseInformation]":
         """(n_items,) gradient, centred within components, and the information at `scores`, until the next call."""
@@ -264,26 +269,42 @@ class _Likelihood:
             weight[part] = self._played[part] * likely * unlikely
             surplus[part] = pairs.first_wins[part] * np.where(ahead, unlikely, likely)
             surplus[part] -= pairs.second_wins[part] * np.where(ahead, likely, unlikely)
-        upper, ones = self._upper(surplus), np.ones(pairs.n_items)
-        gradient = _centred(upper @ ones - upper.T @ ones - self._precision * scores, pairs.components)
-        upper = self._upper(weight)
-        diagonal = upper @ ones + upper.T @ ones + self._precision
+        ones = np.ones(pairs.n_items)
+        gradient = self._surpluses.rows @ ones - self._surpluses.columns @ ones - self._precision * scores
+        diagonal = self._weights.rows @ ones + self._weights.columns @ ones + self._precision
         if not (diagonal > 0.0).all() and diagonal[np.bincount(pairs.components)[pairs.components] > 1].min() <= 0.0:
             raise InputError(
                 "the information matrix is singular to working precision: weights differ by too many orders of "
                 "magnitude. Rescale or drop the extreme ones"
             )
-        return gradient, _SparseInformation(upper, diagonal, pairs.components, self._precision)
+        information = _SparseInformation(self._weights, diagonal, pairs.components, self._precision)
+        return _centred(gradient, pairs.components), information
 
     def widest(self, step: FloatArray) -> float:
         """Largest change of a judged difference."""
         return float(np.abs(step[self._pairs.first] - step[self._pairs.second]).max())
 
-    def _upper(self, values: FloatArray) -> Any:
+
+@dataclass(frozen=True, eq=False)
+class _Upper:
+    """One number per pair as an upper triangular matrix, and its transpose. Both see changes of `values`.
+
+    Attributes:
+        values: (n_pairs,) numbers.
+        rows: (n_items, n_items) sparse, item `first` by item `second`.
+        columns: its transpose.
+    """
+
+    values: FloatArray
+    rows: Any
+    columns: Any
+
+    @classmethod
+    def of(cls, values: FloatArray, indices: NDArray[Any], starts: NDArray[Any]) -> "_Upper":
         from scipy.sparse import csr_array
 
-        n = self._pairs.n_items
-        return csr_array((values, *self._structure), shape=(n, n))
+        rows = csr_array((values, indices, starts), shape=(starts.size - 1, starts.size - 1))
+        return cls(values, rows, rows.T)
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,21 +312,16 @@ class _SparseInformation:
     """H = D - W, W = U + Uᵀ.
 
     Attributes:
-        upper: (n_items, n_items) sparse U, the weights of the pairs.
+        upper: U, the weights of the pairs.
         diagonal: (n_items,) D, precision included.
         components: (n_items,) labels.
         precision: of the prior.
     """
 
-    upper: Any
+    upper: _Upper
     diagonal: FloatArray
     components: IntArray
     precision: float
-
-    @cached_property
-    def lower(self) -> Any:
-        """Uᵀ."""
-        return self.upper.T
 
     @cached_property
     def inverse_diagonal(self) -> FloatArray:
@@ -316,18 +332,18 @@ class _SparseInformation:
         """W x, for (n_items,) or (n_items, k)."""
         if x.ndim == 2 and x.shape[1] == 1:
             return self.others(x[:, 0])[:, None]
-        product: FloatArray = self.upper @ x
-        product += self.lower @ x
+        product: FloatArray = self.upper.rows @ x
+        product += self.upper.columns @ x
         return product
 
 
 def _centred(x: FloatArray, components: IntArray) -> FloatArray:
     """`x`, (n_items,) or (n_items, k), shifted so that every column sums to zero in every component."""
-    sizes = np.bincount(components)
     centred: FloatArray
-    if sizes.size == 1:
-        centred = x - x.mean(axis=0)
-    elif x.ndim == 1:
+    if not components.any():
+        return x - x.mean(axis=0)  # type: ignore[no-any-return]
+    sizes = np.bincount(components)
+    if x.ndim == 1:
         centred = x - (np.bincount(components, weights=x) / sizes)[components]
     else:
         from scipy.sparse import csr_array
@@ -354,7 +370,7 @@ class _Solver:
         """Q right, for a (n_items,) `right` that sums to zero in every component; `error` is relative, in H's norm."""
         if self._order is None:
             patience = _MAX_CG_ITERATIONS if self._looked else _PATIENCE
-            solution, self.succeeded = _conjugate_gradients(information, right[:, None], error, patience)
+            solution, self.succeeded, _ = _conjugate_gradients(information, right[:, None], error, patience)
             if self.succeeded or self._looked:
                 return solution[:, 0]
         band = self.find_band(information)
@@ -362,6 +378,12 @@ class _Solver:
             return self.solve(information, right, error)
         self.succeeded = True
         return band.solve(right)
+
+    def is_slow(self, information: _SparseInformation) -> bool:
+        """Whether conjugate gradients take more than `_PATIENCE` iterations for random right sides."""
+        right = np.random.default_rng(_SEED).normal(size=(self._pairs.n_items, 1))
+        right = _centred(np.sqrt(information.diagonal)[:, None] * right, self._pairs.components)
+        return not _conjugate_gradients(information, right, _PROBE_ERROR, _PATIENCE)[1]
 
     def find_band(self, information: _SparseInformation) -> "_Band | None":
         """The banded factorisation, if the reverse Cuthill–McKee ordering makes it affordable."""
@@ -371,7 +393,9 @@ class _Solver:
             if len(self._pairs.first) * len(self._pairs.first) <= _BAND_WORK * n:  # at least n_pairs / n wide
                 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
-                order = reverse_cuthill_mckee((information.upper + information.lower).tocsr(), symmetric_mode=True)
+                order = reverse_cuthill_mckee(
+                    (information.upper.rows + information.upper.columns).tocsr(), symmetric_mode=True
+                )
                 width = _width(self._pairs, _places(order.astype(np.int64)))
                 if n * (width + 1.0) <= _BAND_NUMBERS and n * float(width) ** 2 <= _BAND_WORK:
                     self._order = order.astype(np.int64)
@@ -386,21 +410,21 @@ class _Solver:
             right = np.zeros((self._pairs.n_items, block.size))
             right[block, columns] = 1.0
             right = _centred(right, self._pairs.components)
-            solution, _ = _conjugate_gradients(information, right, _EXACT_ERROR, _MAX_CG_ITERATIONS)
+            solution, _, _ = _conjugate_gradients(information, right, _EXACT_ERROR, _MAX_CG_ITERATIONS)
             values[start : start + block.size] = np.einsum("ij,ij->j", right, solution)
         return values
 
 
 def _conjugate_gradients(
     information: _SparseInformation, right: FloatArray, error: float, most: int
-) -> tuple[FloatArray, bool]:
+) -> tuple[FloatArray, bool, int]:
     """Q right by conjugate gradients with the diagonal as preconditioner, all columns of (n_items, k) side by side.
 
     Stops when in every column the residual (in the norm of D⁻¹) and the error (in the norm of H, estimated from the
     decrease over the last fifth of the iterations) are at most `error` times what they were.
 
     Returns:
-        The solution, centred within components, and whether it got there within `most` iterations.
+        The solution, centred within components; whether it got there within `most` iterations; how many it took.
     """
     inverse = information.inverse_diagonal[:, None]
     diagonal = information.diagonal[:, None]
@@ -433,7 +457,7 @@ def _conjugate_gradients(
         done = ((recent <= error**2 * total) & (size <= error**2 * first_size)) | ~alive
         direction *= beta
         direction += scaled
-    return _centred(solution, information.components), bool(done.all())
+    return _centred(solution, information.components), bool(done.all()), iteration
 
 
 def _places(order: IntArray) -> IntArray:
@@ -471,7 +495,7 @@ class _Band:
         band[0] = diagonal[order]
         low = np.minimum(self._places[pairs.first], self._places[pairs.second])
         high = np.maximum(self._places[pairs.first], self._places[pairs.second])
-        band[high - low, low] = -information.upper.data
+        band[high - low, low] = -information.upper.values
         try:
             self._factor = cholesky_banded(band, overwrite_ab=True, lower=True, check_finite=False)
         except np.linalg.LinAlgError:
@@ -538,14 +562,13 @@ class _Band:
 class _ProbeEstimate:
     """The diagonal of Q from the first terms of its Neumann series and random signs; see the module."""
 
-    def __init__(self, pairs: Pairs, information: _SparseInformation, solver: _Solver) -> None:
+    def __init__(self, pairs: Pairs, information: _SparseInformation) -> None:
         self._pairs = pairs
         self._information = information
-        self._solver = solver
         self._random = np.random.default_rng(_SEED)
         self._sum: FloatArray = np.zeros(pairs.n_items)
         self._squares: FloatArray = np.zeros(pairs.n_items)
-        self.probes = 0
+        self.probes, self.iterations = 0, 0
         self._known = self._series_diagonal()
 
     def draw(self) -> None:
@@ -554,7 +577,7 @@ class _ProbeEstimate:
         signs = self._random.integers(0, 2, (n, k), dtype=np.int8) * 2.0 - 1.0
         root = np.sqrt(self._information.diagonal)[:, None]
         right = _centred(root * signs, self._pairs.components)
-        solution, _ = _conjugate_gradients(self._information, right, _PROBE_ERROR, _MAX_CG_ITERATIONS)
+        solution, _, self.iterations = _conjugate_gradients(self._information, right, _PROBE_ERROR, _MAX_CG_ITERATIONS)
         solution -= _centred(self._series(right), self._pairs.components)
         solution *= signs
         np.divide(solution, root, out=solution, where=root > 0)
@@ -589,9 +612,9 @@ class _ProbeEstimate:
         """(n_items,) diagonal of P X P."""
         information, components = self._information, self._pairs.components
         inverse = information.inverse_diagonal
-        upper = information.upper
-        squares = type(upper)((upper.data**2, upper.indices, upper.indptr), shape=upper.shape)
-        twice = squares @ inverse + squares.T @ inverse
+        rows = information.upper.rows
+        squares = _Upper.of(rows.data**2, rows.indices, rows.indptr)
+        twice = squares.rows @ inverse + squares.columns @ inverse
         diagonal = inverse + inverse**2 * twice
         # P X P: X_ii - 2 (X 1)_i / n_c + 1'X 1 / n_c², per component
         size = np.bincount(components)[components]
