@@ -21,19 +21,21 @@ from pydantic import Field
 
 from cj_pipeline.core.bradley_terry import BTScoringResult, compute_bt_scores_and_se, max_score_change
 from cj_pipeline.core.completion import StoppingSettings, coverage, decide, is_small_net
+from cj_pipeline.core.designs import WaveRequest, plan_next_wave
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.grades import GradeScale, project_grades
 from cj_pipeline.core.models import (
     BatchState,
     Comparison,
     ComparisonStatus,
+    PairDesign,
     PairMode,
     PlannedPair,
     StopRule,
     Value,
     Winner,
 )
-from cj_pipeline.core.pairing import plan_wave, wave_size
+from cj_pipeline.core.pairing import wave_size
 from cj_pipeline.core.precision import (
     WavePrecision,
     expected_rps,
@@ -113,6 +115,7 @@ class ExamSettings(StoppingSettings, Protocol):
     """The settings of a batch that a simulated exam obeys."""
 
     comparisons_per_stability_check_iteration: int
+    pair_design: PairDesign
     pair_generation_seed: int
     enable_comparison_position_balancing: bool
     bt_standard_error_max: float
@@ -227,19 +230,22 @@ def _play(
             least=settings.comparisons_per_stability_check_iteration,
             budget_left=budget - len(history),
         )
-        pairs = plan_wave(
-            truth.ids,
-            history,
-            mode=mode,
+        request = WaveRequest(
+            essay_ids=truth.ids,
+            history=history,
             size=size.size,
             scores=scored.scores if scored else {},
             ses=scored.ses_uncapped if scored else {},
             seed=settings.pair_generation_seed,
             batch_id=f"simulated-{replication}",
             wave=len(modes) + 1,
+            mode=mode,
             small_net=small,
+            anchor_grades={anchor: scale.labels[truth.grades[anchor]] for anchor in truth.anchors},
             balance_positions=settings.enable_comparison_position_balancing,
+            prior_sd=scored.fit.prior_sd if scored else None,
         )
+        pairs = plan_next_wave(settings.pair_design, request)
         if not pairs:
             return PlayedExam(tuple(results), "small_net_cap")
         history += [_judge(exam, truth, pair, len(modes) + 1, len(history) + i, rng) for i, pair in enumerate(pairs)]
