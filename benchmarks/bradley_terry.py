@@ -36,6 +36,7 @@ SIZES = [
 ]
 OURS, OURS_WITH_ERRORS = "cj_pipeline", "cj_pipeline + SEs"
 RIGHT = 1e-6
+DENSE, DENSE_LIMIT = {"evalica", "choix ilsr_pairwise"}, 20_000
 
 
 def main() -> None:
@@ -43,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--limit", type=float, default=60.0, help="seconds after which a peer is stopped")
     parser.add_argument("--sizes", type=int, nargs="*", default=range(len(SIZES)), help="which rows of SIZES")
+    parser.add_argument("--without", nargs="*", default=[], help="programs to leave out")
     parser.add_argument("--fit", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--prepare", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -62,9 +64,10 @@ def main() -> None:
             command = [sys.executable, __file__, "--prepare", str(n_items), str(n_judgments), folder]
             subprocess.run(command, check=True)
             truth = np.load(Path(folder) / "truth.npy")
-            results = {name: one(name, Path(folder), truth, slow, options.limit) for name in FITS}
+            names = [name for name in FITS if name not in options.without]
+            results = {name: one(name, Path(folder), truth, slow, options.limit) for name in names}
         report(results)
-        if results[OURS_WITH_ERRORS]:
+        if results.get(OURS_WITH_ERRORS):
             with_errors[SIZES[number]] = results[OURS_WITH_ERRORS]["seconds"]
     small, large = (10_000, 100_000), (100_000, 1_000_000)
     if small in with_errors and large in with_errors:
@@ -116,6 +119,9 @@ def reference(winners: np.ndarray, losers: np.ndarray, n_items: int) -> np.ndarr
 
 def one(name: str, folder: Path, truth: np.ndarray, slow: set[str], limit: float) -> dict[str, float] | None:
     """Seconds, MB and error of one program, or None if it is too slow or not installed."""
+    if name in DENSE and truth.size > DENSE_LIMIT:
+        print(f"  {name:22} skipped: makes an n x n matrix, {8e-9 * truth.size**2:.0f} GB", flush=True)
+        return None
     if name in slow:
         print(f"  {name:22} skipped: over {limit:.0f} s at a smaller size", flush=True)
         return None
@@ -138,7 +144,7 @@ def one(name: str, folder: Path, truth: np.ndarray, slow: set[str], limit: float
 
 def report(results: dict[str, dict[str, float] | None]) -> None:
     """Print the rows of one size."""
-    ours = results[OURS]["seconds"] if results[OURS] else float("nan")
+    ours = results[OURS]["seconds"] if results.get(OURS) else float("nan")
     for name, result in results.items():
         if result:
             ratio = "" if name.startswith(OURS) else f"   {result['seconds'] / ours:6.1f} × our time for scores"
@@ -149,7 +155,7 @@ def report(results: dict[str, dict[str, float] | None]) -> None:
                 flush=True,
             )
     evalica = results.get("evalica")
-    if evalica and results[OURS_WITH_ERRORS]:
+    if evalica and results.get(OURS_WITH_ERRORS):
         share = results[OURS_WITH_ERRORS]["seconds"] / evalica["seconds"]
         print(f"  our scores and SEs take {share:.3f} of evalica's time for scores")
 
