@@ -7,8 +7,8 @@ judged once. *Coverage*: how often 95 % intervals of centred scores hold the tru
 score ± 1.96 SE of maximum likelihood (where finite; the share of batches is given) and of the fitted prior's mode.
 
 "Wide" split-half scores the halves under a prior of 5 logits, which stands in for maximum likelihood (seldom finite in
-halves). Behind each mean, ± its Monte Carlo standard error over replications. Seeds are a function of --seed, the cell and the
-replication.
+halves). Behind each mean, ± its Monte Carlo standard error over replications; in brackets over how many, where a figure
+does not always exist. Seeds are a function of --seed, the cell and the replication.
 
 Run: OPENBLAS_NUM_THREADS=1 python benchmarks/reliability.py [--replications 8] [--essays 24] [--seed 1]
 About 5 minutes on one core at the defaults; 400 replications for final figures.

@@ -2,8 +2,8 @@
 
 Model: P(i beats j) = logistic(score_i - score_j + γ·[i read first] - γ·[j read first]); scores independently N(0, σ²);
 a prior on the width σ; γ, the order effect, N(0, 1), or absent. Here: the draws, by Gibbs sampling for batches of up to
-`GIBBS_UP_TO_ITEMS` items and by Laplace's approximation above, and draws of Pólya–Gamma variables. What is read from
-draws (intervals, ranks, reliability) lives in `reliability`. Nothing here may decide when a batch stops.
+`GIBBS_UP_TO_ITEMS` items and by Laplace's approximation above, and draws of Pólya–Gamma variables.
+What is read from draws (intervals, ranks, reliability) lives in `reliability`. `completion` imports none of this.
 
 The Gibbs sampler. Given Pólya–Gamma variables, one per pair, scores and γ are jointly normal (Polson, Scott & Windle
 2013). So a sweep (1) draws these variables given scores and γ; (2) moves the width by Metropolis steps with scores and

@@ -199,9 +199,10 @@ def test_another_sampler_finds_the_same_posterior_of_a_small_batch(prior):
 
 
 def test_laplace_agrees_with_gibbs_where_judgments_are_many_and_says_what_it_is():
-    _, table = simulated(8, 60, 1.0, seed=9, effect=0.4)
+    _, table = simulated(8, 200, 1.0, seed=9, effect=0.4)
     gibbs = draw_posterior(table, seed=1, n_draws=2000, thin=1, order_effect=True)
     laplace = draw_posterior(table, seed=1, n_draws=2000, order_effect=True, gibbs_up_to=7)
+    # the mode is nearer to the middle than the mean, by an amount that falls with the judgments
     assert (gibbs.method, laplace.method) == ("gibbs", "laplace")
     spread = gibbs.scores.std(axis=0)
     assert np.abs(gibbs.means - laplace.means).max() < 0.2 * spread.min()
@@ -301,9 +302,9 @@ def coverage(n, per_item, sd, replications, **options):
 
 
 def test_intervals_hold_the_truth_in_95_of_100_cases_where_the_truth_comes_from_the_prior():
-    rate, error = coverage(10, 6, 1.0, 40, width_prior=1.0, n_draws=500, thin=2, burn_in=50)
+    rate, error = coverage(20, 6, 1.0, 20, width_prior=1.0, n_draws=500, thin=1, burn_in=50)
     assert error < 0.02
-    # quantiles of some 200 effective draws cost about half a percent
+    # quantiles of some 150 effective draws cost about half a percent
     assert abs(rate - 0.95) < 3.5 * error + 0.01
 
 

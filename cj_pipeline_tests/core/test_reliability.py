@@ -143,7 +143,7 @@ def test_expected_r_squared_is_what_the_squared_correlation_with_the_truth_turns
     for seed in range(30):
         truth = np.random.default_rng(100 + seed).standard_normal(16)
         table = simulated(truth, 6, seed) if design == "random" else nearest_neighbour_batch(truth, 6, seed)
-        draws = draw_posterior(table, seed=seed, n_draws=300, thin=2, width_prior=1.0)
+        draws = draw_posterior(table, seed=seed, n_draws=250, thin=1, burn_in=100, width_prior=1.0)
         differences.append(expected_r_squared(draws).mean - np.corrcoef(truth, draws.means)[0, 1] ** 2)
     error = np.std(differences, ddof=1) / sqrt(30)
     assert error < 0.05
@@ -192,7 +192,7 @@ def test_the_coefficient_of_shrunken_scores_is_the_hand_worked_one():
 
 
 def test_split_half_is_stepped_up_by_spearman_and_brown():
-    table = simulated(np.linspace(-2, 2, 20), 20, 1)
+    table = simulated(np.linspace(-4, 4, 20), 40, 1)
     result = split_half(table, seed=1, splits=4)
     assert result.reliability == pytest.approx(2 * result.correlation / (1 + result.correlation))
     assert result.splits == 4
