@@ -2,8 +2,8 @@
 
 Here: infit and outfit per essay, transitivity and upsets, each held against a parametric bootstrap of the fitted model
 on the same pairs; the first-position advantage; agreement of repeated judgments; calibration of predicted wins; and
-which judgments to look at first. The fit itself lives in `bradley_terry`, draws in `posterior`. Gauges only: nothing
-here may decide when a batch stops.
+which judgments to look at first. The fit itself lives in `bradley_terry`, draws in `posterior`. Gauges only:
+no decision of the program may depend on them.
 
 Why a bootstrap. Fixed limits such as 0.7 to 1.3 for mean squares assume many judgments per essay against opponents met
 without regard to results. With ten judgments per essay, or close opponents only, a perfect judge falls outside them,
@@ -139,9 +139,10 @@ def assess_fit(
 ) -> JudgmentFit:
     """Infit, outfit, transitivity and upsets, against simulated judges who follow the model on the same pairs.
 
-    In each replication the true scores (and order effect) are a posterior draw, not the fitted scores: these are
-    shrunk, and a judge simulated from them would be less decided than the real one. Outcomes are drawn, the model is
-    fitted to them as it was to the judgments, and the same figures are computed; so optimism of the fit is in both.
+    In each replication the true scores (and order effect) are a posterior draw, outcomes are drawn, the model is fitted
+    to them as it was to the judgments, and the same figures are computed, so that the fit's optimism is in both. Truths
+    at the fitted scores themselves would be too close together, because these are shrunk: real judges who follow the
+    model would look too consistent. With draws, p-values are centred and somewhat cautious in the tails.
 
     Args:
         table: the judgments.

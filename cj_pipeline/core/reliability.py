@@ -4,7 +4,7 @@ Here: what is read from posterior draws (`posterior.draw_posterior`), of which `
 and the coefficients of the literature, which stand beside it. These take the spread of estimated scores for spread of
 true scores. That holds when pairs were chosen without looking at results; when close scores are paired, chance
 differences are confirmed by the next pairing, and the coefficients rise although nothing is measured (Bramley 2015;
-Bramley & Vitello 2019). Each of them says so. Gauges only: nothing here may decide when a batch stops.
+Bramley & Vitello 2019). Each of them says so. `completion` imports none of this.
 
 References:
     Bramley, T. (2015). Investigating the reliability of adaptive comparative judgment. Cambridge Assessment.
