@@ -2,7 +2,6 @@
 
 import math
 import random
-import time
 from collections import Counter
 from itertools import combinations
 
@@ -412,8 +411,8 @@ def test_beyond_the_covariance_pairs_are_near_in_score_and_complement_each_other
     assert max(worst_skews([*history, *plan])) == 1
 
 
-@pytest.mark.parametrize(("n", "seconds"), [(1_000, 1.0), (10_000, 6.0)])
-def test_a_wave_of_a_large_batch_is_planned_in_seconds(n, seconds):
+@pytest.mark.parametrize("n", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_a_wave_of_a_large_batch_is_whole_and_fair_to_both_positions(n):
     chance = random.Random(1)
     essay_ids = names(n)
     history = []
@@ -425,10 +424,9 @@ def test_a_wave_of_a_large_batch_is_planned_in_seconds(n, seconds):
         "ses": {essay: chance.uniform(0.5, 1) for essay in essay_ids},
     }
     asked = request(essay_ids, history, size=n // 2, wave=2, **known)
-    started = time.process_time()
     plan = plan_next_wave(ADAPTIVE, asked)
-    assert time.process_time() - started < 3 * seconds  # slow machines
     assert len(plan) == n // 2
+    assert max(worst_skews([*history, *plan])) == 1
 
 
 @pytest.mark.slow
