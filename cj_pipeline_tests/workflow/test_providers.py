@@ -74,20 +74,20 @@ def pair_winners(ledger, batch_id="b"):
 
 
 @pytest.mark.parametrize("judge", JUDGES)
-def test_each_mode_gets_the_same_scores_from_the_same_answers(ledger, provider_server, judge):
+def test_each_mode_gets_the_same_scores_from_the_same_answers(tmp_path, provider_server, judge):
     modes = {"calls": CALLS, "bundles": BUNDLES} | ({} if judge.startswith("compatible") else {"job": JOB})
     scores, winners = {}, {}
     for name, mode in modes.items():
-        submit(ledger, name, judge=judge, **mode)
-        assert to_the_end(ledger, name).status is BatchStatus.COMPLETE_MAX_COMPARISONS
-        # ids of anchors carry the batch's name, so essays are told apart by their texts
-        text_of = {essay.essay_id: essay.text_sha256 for essay in ledger.essays(name)}
-        scores[name] = {text_of[essay]: score for essay, score in ledger.waves(name)[-1].scores.items()}
-        winners[name] = {
-            frozenset(text_of[essay] for essay in pair): text_of[winner]
-            for pair, winner in pair_winners(ledger, name).items()
-        }
+        # a ledger each, so that the batch has the same name and plan; one wave, as a job has
+        opened = Ledger.open(f"sqlite:///{tmp_path / name}.sqlite")
+        submit(opened, judge=judge, comparisons_per_stability_check_iteration=45, **mode)
+        assert to_the_end(opened).status is BatchStatus.COMPLETE_MAX_COMPARISONS
+        (wave,) = opened.waves("b")
+        scores[name] = wave.scores
+        winners[name] = {(r.essay_a, r.essay_b): r.winner for r in opened.comparison_records("b")}
+        opened.close()
     for name in modes:
+        assert len(winners[name]) == 45
         assert winners[name] == winners["calls"]
         assert scores[name] == pytest.approx(scores["calls"], abs=1e-9)
     assert provider_server.answered == 45 * len(modes)
