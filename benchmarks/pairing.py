@@ -134,7 +134,8 @@ def report(cell: Cell, designs: list[PairDesign], errors: np.ndarray, replicatio
             limits = [share_needed(values[number, rows].mean(axis=0), reference[rows].mean()) for rows in drawn]
             means = values.mean(axis=1)
             worst = (means[number] / means[0]).max()
-            line = f"  {design.value:9s} share {shown(share)} (upper {shown(float(np.quantile(limits, 0.95)))})"
+            upper = float(np.quantile(limits, 0.95, method="higher"))
+            line = f"  {design.value:9s} share {shown(share)} (upper {shown(upper)})"
             line += f"  worst of balanced {worst:.3f}"
             if PairDesign.COVERAGE in designs:
                 line += f", of coverage {(means[number] / means[designs.index(PairDesign.COVERAGE)]).max():.3f}"
