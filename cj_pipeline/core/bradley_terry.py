@@ -39,6 +39,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cj_pipeline.core.diagnostics import SeSummary, bt_se_summary
 from cj_pipeline.core.errors import DisconnectedError, InputError, SeparationError
+from cj_pipeline.core.judgment_table import item_indices
 from cj_pipeline.core.models import Comparison, ComparisonStatus, Winner
 from cj_pipeline.core.sparse_bradley_terry import (
     SparseMode,
@@ -564,7 +565,7 @@ def _aggregate(
     if isinstance(n_items, bool) or not isinstance(n_items, int | np.integer) or n_items < 1:
         raise InputError(f"n_items must be a positive integer, not {n_items!r}")
     n = int(n_items)
-    winner, loser = _indices("winners", winners, n), _indices("losers", losers, n)
+    winner, loser = item_indices("winners", winners, n), item_indices("losers", losers, n)
     if winner.size != loser.size:
         raise InputError(f"winners and losers must be of equal length, not {winner.size} and {loser.size}")
     itself = np.flatnonzero(winner == loser)
@@ -622,20 +623,6 @@ def _counted(n: int, winner: IntArray, loser: IntArray) -> PairCounts:
     order = np.zeros(starts.size)
     components = _comparison_components(n, first, second)
     return PairCounts(n, first, second, order, first_wins, second_wins, components, ordered=False)
-
-
-def _indices(name: str, values: ArrayLike, n_items: int) -> IntArray:
-    array = np.asarray(values)
-    if array.ndim != 1:
-        raise InputError(f"{name} must be one-dimensional, not of shape {array.shape}")
-    if array.size == 0:
-        return np.zeros(0, dtype=np.int64)
-    if array.dtype.kind not in "iu":
-        raise InputError(f"{name} must be integers (item indices), not {array.dtype}")
-    if array.min() < 0 or array.max() >= n_items:
-        outside = np.flatnonzero((array < 0) | (array >= n_items))
-        raise InputError(f"{name}[{outside[0]}] is {array[outside[0]]}: there are items 0 to {n_items - 1} only")
-    return array.astype(np.int64, copy=False)
 
 
 def _multiplicities(weights: ArrayLike, length: int) -> FloatArray:

@@ -111,7 +111,7 @@ def judgment_table(
     """
     if isinstance(n_items, bool) or not isinstance(n_items, int | np.integer) or n_items < 1:
         raise InputError(f"n_items must be a positive integer, not {n_items!r}")
-    won, lost = _indices("winners", winners, int(n_items)), _indices("losers", losers, int(n_items))
+    won, lost = item_indices("winners", winners, int(n_items)), item_indices("losers", losers, int(n_items))
     if won.size != lost.size:
         raise InputError(f"winners and losers must be of equal length, not {won.size} and {lost.size}")
     itself = np.flatnonzero(won == lost)
@@ -154,7 +154,12 @@ def judgment_table_of(comparisons: Iterable[Comparison], essay_ids: Sequence[str
     )
 
 
-def _indices(name: str, values: ArrayLike, n_items: int) -> IntArray:
+def item_indices(name: str, values: ArrayLike, n_items: int) -> IntArray:
+    """`values` as an array of item indices.
+
+    Raises:
+        InputError: not one-dimensional, not integers, or an index not in 0 … n_items - 1; the message says `name`.
+    """
     array = np.asarray(values)
     if array.ndim != 1:
         raise InputError(f"{name} must be one-dimensional, not of shape {array.shape}")
@@ -162,10 +167,10 @@ def _indices(name: str, values: ArrayLike, n_items: int) -> IntArray:
         return np.zeros(0, dtype=np.int64)
     if array.dtype.kind not in "iu":
         raise InputError(f"{name} must be integers (item indices), not {array.dtype}")
-    outside = np.flatnonzero((array < 0) | (array >= n_items))
-    if outside.size:
+    if array.min() < 0 or array.max() >= n_items:
+        outside = np.flatnonzero((array < 0) | (array >= n_items))
         raise InputError(f"{name}[{outside[0]}] is {array[outside[0]]}: there are items 0 to {n_items - 1} only")
-    return array.astype(np.int64)
+    return array.astype(np.int64, copy=False)
 
 
 def _sum_over_pairs(table: JudgmentTable, winner_is_first: BoolArray) -> PairSums:
