@@ -55,7 +55,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cj_pipeline.core.bradley_terry import fit_bradley_terry
-from cj_pipeline.core.models import Comparison, ComparisonStatus, PairDesign, PairMode, PlannedPair
+from cj_pipeline.core.models import Comparison, ComparisonStatus, PairDesign, PairMode, PlannedPair, Winner
 from cj_pipeline.core.pairing import SEEN, check_wave_request, plan_single_wave, plan_wave
 
 OPENING: Final = 6
@@ -474,12 +474,13 @@ def _add_by_covariance(wave: _Wave, request: WaveRequest) -> None:
 
 
 def _posterior(wave: _Wave, request: WaveRequest, index: Mapping[str, int]) -> tuple[FloatArray, FloatArray]:
-    """(n,) scores and (n, n) covariance by the fit of what was judged so far."""
+    """(n,) scores and (n, n) covariance by the fit of what was judged so far, with the order effect as in any score."""
     judged = sorted((c for c in request.history if c.winner_id and c.loser_id), key=lambda c: c.comparison_id)
     winners = np.array([index[c.winner_id or ""] for c in judged], dtype=np.int64)
     losers = np.array([index[c.loser_id or ""] for c in judged], dtype=np.int64)
+    first = np.array([c.winner is Winner.A for c in judged], dtype=np.bool_)
     width: float | Literal["fitted"] = "fitted" if request.prior_sd is None else request.prior_sd
-    fit = fit_bradley_terry(winners, losers, wave.n, prior_sd=width)
+    fit = fit_bradley_terry(winners, losers, wave.n, prior_sd=width, winner_first=first)
     return fit.scores, fit.covariance().copy()
 
 

@@ -69,7 +69,8 @@ def fitted(history, essay_ids, prior_sd="fitted"):
     judged = [c for c in history if c.status is JUDGED]
     winners = np.array([index[c.winner_id] for c in judged], dtype=np.int64)
     losers = np.array([index[c.loser_id] for c in judged], dtype=np.int64)
-    return fit_bradley_terry(winners, losers, len(essay_ids), prior_sd=prior_sd)
+    first = np.array([c.winner is Winner.A for c in judged], dtype=np.bool_)
+    return fit_bradley_terry(winners, losers, len(essay_ids), prior_sd=prior_sd, winner_first=first)
 
 
 def scored(history, essay_ids):
