@@ -71,22 +71,13 @@ def simulate(
     scale = get_grade_scale(grade_scale)
     overrides = parse_overrides(dict(name_and_value(text) for text in override or []), where="options")
     tunables = effective_tunables(load_settings(), overrides)
-    with _progress(2 * replications) as advance:
-        whole = simulate_exams(
-            exam, tunables, scale, budget=budget, replications=replications, seed=seed, stop=False, progress=advance
+    with _progress(replications) as advance:
+        played = simulate_exams(
+            exam, tunables, scale, budget=budget, replications=replications, seed=seed, progress=advance
         )
-        stopped = simulate_exams(
-            exam,
-            tunables,
-            scale,
-            budget=budget,
-            replications=replications,
-            seed=seed,
-            progress=lambda done: advance(replications + done),
-        )
-    rows = budget_table(whole, even_budgets(budget, points))
-    low, middle, high = stopped_at(stopped)
-    at_stop = budget_table(stopped, [budget])[0]
+    rows = budget_table(played, even_budgets(budget, points))
+    low, middle, high = stopped_at(played)
+    at_stop = budget_table([exam.as_stopped for exam in played], [budget])[0]
     told = {
         "exam": exam.model_dump(),
         "stop_rule": tunables.stop_rule.value,
@@ -100,7 +91,7 @@ def simulate(
         "stopped": {
             "judgments": {"p10": low, "median": middle, "p90": high},
             "usd_median": _usd(middle, usd_per_judgment),
-            "reasons": _reasons(stopped),
+            "reasons": _reasons(played),
         }
         | {name: {"mean": mean, "margin95": margin} for name, (mean, margin) in at_stop.measures.items()},
     }
@@ -122,7 +113,7 @@ def simulate(
         say(note)
     say(
         f"stop rule {tunables.stop_rule.value}: judging ends after {middle:.0f} judgments (median; 10-90 %: {low:.0f} "
-        f"to {high:.0f}), because " + ", ".join(f"{reason} ({count})" for reason, count in _reasons(stopped).items())
+        f"to {high:.0f}), because " + ", ".join(f"{reason} ({count})" for reason, count in _reasons(played).items())
     )
     if at_stop.measures:
         said = ", ".join(

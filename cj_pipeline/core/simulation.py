@@ -12,7 +12,7 @@ the lowest to the highest.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import numpy as np
@@ -31,7 +31,6 @@ from cj_pipeline.core.models import (
     PairDesign,
     PairMode,
     PlannedPair,
-    StopRule,
     Value,
     Winner,
 )
@@ -94,10 +93,22 @@ class WaveResult:
 
 @dataclass(frozen=True)
 class PlayedExam:
-    """One simulated exam: its waves, and why it ended after the last."""
+    """One simulated exam, played to the end of its budget.
+
+    Attributes:
+        waves: all of them.
+        stop_waves: after how many of them the stop rule, the budget or a small net's cap would have ended a batch.
+        reason: which, as `completion.decide` calls it.
+    """
 
     waves: tuple[WaveResult, ...]
+    stop_waves: int
     reason: str
+
+    @property
+    def as_stopped(self) -> "PlayedExam":
+        """The exam as a batch's users would have got it."""
+        return replace(self, waves=self.waves[: self.stop_waves])
 
 
 @dataclass(frozen=True)
@@ -137,10 +148,9 @@ def simulate_exams(
     budget: int,
     replications: int,
     seed: int,
-    stop: bool = True,
     progress: Callable[[int], None] = lambda _done: None,
 ) -> list[PlayedExam]:
-    """Play an exam over and over.
+    """Play an exam over and over, each to the end of its budget, whatever its stop rule says on the way.
 
     Args:
         exam: what is drawn.
@@ -149,7 +159,6 @@ def simulate_exams(
         budget: most comparisons of each exam.
         replications: how many exams.
         seed: of everything; replication r of a seed is the same whatever the number of replications.
-        stop: whether the stop rule may end an exam before its budget.
         progress: told after each exam how many are played.
 
     Raises:
@@ -159,9 +168,7 @@ def simulate_exams(
         raise InputError(f"budget {budget} and replications {replications} must be at least 1")
     played = []
     for replication in range(replications):
-        played.append(
-            _play(exam, settings, scale, budget, np.random.default_rng([seed, replication]), replication, stop)
-        )
+        played.append(_play(exam, settings, scale, budget, np.random.default_rng([seed, replication]), replication))
         progress(replication + 1)
     return played
 
@@ -169,8 +176,7 @@ def simulate_exams(
 def budget_table(played: Sequence[PlayedExam], budgets: Iterable[int]) -> list[BudgetRow]:
     """Means over exams at given numbers of judgments.
 
-    An exam that ended earlier counts with its last wave (that is what its users got); between two waves the earlier
-    one counts.
+    An exam with fewer judgments counts with its last wave; between two waves the earlier one counts.
     """
     rows = []
     for budget in budgets:
@@ -215,7 +221,6 @@ def _play(
     budget: int,
     rng: np.random.Generator,
     replication: int,
-    stop: bool,
 ) -> PlayedExam:
     truth = _draw(exam, scale, rng)
     small = is_small_net(len(truth.ids), settings)
@@ -224,6 +229,7 @@ def _play(
     results: list[WaveResult] = []
     measured: list[WavePrecision] = []
     mode, scored = PairMode.COVERAGE, None
+    stopped: tuple[int, str] | None = None
     while True:
         size = wave_size(
             len(truth.ids),
@@ -247,7 +253,7 @@ def _play(
         )
         pairs = plan_next_wave(settings.pair_design, request)
         if not pairs:
-            return PlayedExam(tuple(results), "small_net_cap")
+            return PlayedExam(tuple(results), *(stopped or (len(results), "small_net_cap")))
         history += [_judge(exam, truth, pair, len(modes) + 1, len(history) + i, rng) for i, pair in enumerate(pairs)]
         modes.append(mode)
         before = scored.scores if scored else None
@@ -268,13 +274,16 @@ def _play(
             successful_pairs=covered.successful_pairs_count,
             resampling_passes=covered.resampling_pass_count,
             wave_cut_by_budget=size.cut_by_budget,
-            max_score_change=max_score_change(before, scored.scores) if stop else None,
+            max_score_change=max_score_change(before, scored.scores),
         )
-        precise = precise_enough(measured) if stop and settings.stop_rule is StopRule.PRECISION else None
-        decision = decide(state, settings, precise=precise)
-        if decision.is_final:
-            return PlayedExam(tuple(results), decision.reason)
-        mode = decision.next_mode or mode
+        decision = decide(state, settings, precise=precise_enough(measured))
+        if decision.is_final and stopped is None:
+            stopped = (len(results), decision.reason)
+        # without a change of scores, and not told that it is precise, no stop rule ends it
+        onward = decide(state.model_copy(update={"max_score_change": None}), settings)
+        if stopped is not None and onward.is_final:
+            return PlayedExam(tuple(results), *stopped)
+        mode = onward.next_mode or mode
 
 
 def _judge(
@@ -352,6 +361,6 @@ def even_budgets(budget: int, count: int) -> list[int]:
 
 
 def stopped_at(played: Sequence[PlayedExam]) -> tuple[float, float, float]:
-    """Judgments at the end of an exam: the 10 % quantile, the median and the 90 % quantile."""
-    low, middle, high = np.quantile([exam.waves[-1].judgments for exam in played], [0.1, 0.5, 0.9])
+    """Judgments until the stop rule or the budget ends an exam: 10 % quantile, median and 90 % quantile."""
+    low, middle, high = np.quantile([exam.as_stopped.waves[-1].judgments for exam in played], [0.1, 0.5, 0.9])
     return float(low), float(middle), float(high)

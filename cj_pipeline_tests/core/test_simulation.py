@@ -25,10 +25,8 @@ LARGE_WAVES = SETTINGS.model_copy(update={"comparisons_per_stability_check_itera
 SMALL = Exam(students=9, anchors=9)
 
 
-def play(exam=SMALL, *, settings=SETTINGS, budget=60, replications=2, seed=1, stop=False, **options):
-    return simulate_exams(
-        exam, settings, SCALE, budget=budget, replications=replications, seed=seed, stop=stop, **options
-    )
+def play(exam=SMALL, *, settings=SETTINGS, budget=60, replications=2, seed=1, **options):
+    return simulate_exams(exam, settings, SCALE, budget=budget, replications=replications, seed=seed, **options)
 
 
 def test_an_exam_spends_its_budget_and_no_more_in_waves_of_the_size_that_a_batch_has():
@@ -74,11 +72,14 @@ def test_without_anchors_there_are_scores_and_no_grades():
 
 def test_the_stop_rule_ends_exams_before_their_budget_and_says_why():
     settings = SETTINGS.model_copy(update={"stop_rule": StopRule.STABILITY, "score_stability_threshold": 3.0})
-    for exam in play(settings=settings, stop=True):
+    for exam in play(settings=settings):
         assert exam.reason == "stable"
-        assert exam.waves[-1].judgments < 60
-    for exam in play(settings=settings, stop=False):
-        assert exam.waves[-1].judgments == 60
+        assert exam.as_stopped.waves[-1].judgments < 60
+        assert exam.waves[: exam.stop_waves] == exam.as_stopped.waves
+        assert exam.waves[-1].judgments == 60, "it is played on to the end of the budget"
+    # without a stop rule in its way, the same exam is the same to the end
+    never = [exam.waves for exam in play(settings=SETTINGS.model_copy(update={"score_stability_threshold": 0.0}))]
+    assert [exam.waves for exam in play(settings=settings)] == never
 
 
 def test_a_small_net_ends_when_its_passes_are_used():
@@ -99,8 +100,8 @@ def wave(judgments, rmse, exact=None):
 
 def test_an_exam_that_ended_early_counts_with_its_last_wave_and_between_two_waves_the_earlier_one_counts():
     played = [
-        PlayedExam((wave(10, 4.0), wave(20, 2.0)), "stable"),
-        PlayedExam((wave(10, 6.0), wave(20, 5.0), wave(30, 1.0)), "budget_spent"),
+        PlayedExam((wave(10, 4.0), wave(20, 2.0)), 2, "small_net_cap"),
+        PlayedExam((wave(10, 6.0), wave(20, 5.0), wave(30, 1.0)), 3, "budget_spent"),
     ]
     rows = budget_table(played, [5, 10, 25, 30])
     assert rows[0].measures == {}
@@ -111,7 +112,7 @@ def test_an_exam_that_ended_early_counts_with_its_last_wave_and_between_two_wave
 
 
 def test_a_measure_that_some_exam_does_not_have_is_left_out():
-    played = [PlayedExam((wave(10, 1.0, 0.5),), "x"), PlayedExam((wave(10, 1.0),), "x")]
+    played = [PlayedExam((wave(10, 1.0, 0.5),), 1, "x"), PlayedExam((wave(10, 1.0),), 1, "x")]
     assert set(budget_table(played, [10])[0].measures) == {"rmse", "tau_b"}
 
 
