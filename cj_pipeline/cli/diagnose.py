@@ -1,6 +1,7 @@
 """`cj diagnose`: how far a batch's scale can be trusted."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -26,26 +27,36 @@ def diagnose(
     batch: Annotated[str, typer.Argument(help="The batch id, as `cj status` lists it.", show_default=False)],
     seed: Annotated[int, typer.Option(help="Of posterior draws and simulated judges.", min=0)] = 1,
     replications: Annotated[int, typer.Option(help="Simulated judges to compare with.", min=20)] = 200,
+    groups: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV with essay_id and columns of groups (school, first language): are they scored differently at "
+            "the same expert grade?"
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")] = False,
 ) -> None:
-    """Reliability, intervals, misfit, position bias and surprises of a batch, from its judgments.
+    """Reliability, intervals, misfit, position bias, validity and surprises of a batch, from its judgments.
 
     Nothing is judged, paid or stored; it may be asked at any time, also of a batch at work.
     """
     from cj_pipeline.workflow.diagnosis import diagnose as run
+    from cj_pipeline.workflow.diagnosis import read_groups
 
     with open_ledger() as (_settings, ledger):
-        found = run(ledger, batch, seed=seed, replications=replications)
+        found = run(ledger, batch, groups=read_groups(groups) if groups else None, seed=seed, replications=replications)
     if as_json:
         print_json(asdict(found))
         return
     _print(found.summary, found.essays, found.surprises)
+    _print_judges(found.judges)
+    _print_validity(found.validity)
     for note in found.notes:
         say(note)
-    groups = [group for group in found.groups if len(group) > 1]
-    if groups:
+    alike = [group for group in found.groups if len(group) > 1]
+    if alike:
         say("essays that cannot be told apart (95 %, all pairs at once):")
-        for group in groups:
+        for group in alike:
             say(f"  {', '.join(group)}")
 
 
@@ -85,3 +96,23 @@ def _print(summary: dict[str, Any], essays: list[dict[str, Any]], surprises: lis
         say("judgments to look at first (the chance their winner had):")
         for row in surprises[:5]:
             say(f"  {row['comparison_id']}: {row['winner_id']} beat {row['loser_id']} ({row['chance']:.2f})")
+
+
+def _print_judges(judges: list[dict[str, Any]]) -> None:
+    for row in judges:
+        say(
+            f"judge {row['judge']}: {row['judgments']} judgments, infit {row['infit']:.2f} (p {row['infit_p']:.2f}), "
+            f"outfit {row['outfit']:.2f} (p {row['outfit_p']:.2f})"
+        )
+
+
+def _print_validity(validity: list[dict[str, Any]]) -> None:
+    for row in validity:
+        name = "longer essays, per doubling of length" if row["trait"] == "length" else f"{row['trait']} {row['value']}"
+        if row["logits"] is None:
+            say(f"{name}, at the same expert grade: cannot be told, too few essays with expert grades differ in it")
+        else:
+            say(
+                f"{name}, at the same expert grade: {row['logits']:+.2f} logits "
+                f"(95 %: {row['low']:+.2f} to {row['high']:+.2f}; {row['essays']} essays)"
+            )

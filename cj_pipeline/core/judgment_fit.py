@@ -1,9 +1,9 @@
 """Whether the judgments behave as the model says: misfit, contradictions, position bias, repeats and surprises.
 
-Here: infit and outfit per essay, transitivity and upsets, each held against a parametric bootstrap of the fitted model
-on the same pairs; the first-position advantage; agreement of repeated judgments; calibration of predicted wins; and
-which judgments to look at first. The fit itself lives in `bradley_terry`, draws in `posterior`. Gauges only:
-no decision of the program may depend on them.
+Here: infit and outfit per essay and per judge, transitivity and upsets, each held against a parametric bootstrap of
+the fitted model on the same pairs; the first-position advantage; agreement of repeated judgments; calibration of
+predicted wins; and which judgments to look at first. The fit itself lives in `bradley_terry`, draws in `posterior`.
+Gauges only: no decision of the program may depend on them.
 
 Why a bootstrap. Fixed limits such as 0.7 to 1.3 for mean squares assume many judgments per essay against opponents met
 without regard to results. With ten judgments per essay, or close opponents only, a perfect judge falls outside them,
@@ -21,6 +21,7 @@ References:
     Wright, B. D. & Masters, G. N. (1982). Rating Scale Analysis. Chicago: MESA Press.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import pi, sqrt
@@ -115,6 +116,8 @@ class JudgmentFit:
         infit_p, outfit_p: (n_items,) two-sided p-values; NaN without judgments. With n essays, expect .05 n below .05.
         transitivity: share of triads without a circle, of those of which all three pairs were judged and decided.
         upsets: share of judgments won by the essay more than `CLEAR_DIFFERENCE` logits behind.
+        judges: infit and outfit of each judge's judgments, in the order of their names; empty if judges were not told
+            apart.
         replications: simulated batches.
     """
 
@@ -126,7 +129,30 @@ class JudgmentFit:
     outfit_p: FloatArray
     transitivity: Bootstrapped
     upsets: Bootstrapped
+    judges: tuple["JudgeFit", ...]
     replications: int
+
+
+@dataclass(frozen=True, eq=False)
+class JudgeFit:
+    """Mean squares over the judgments of one judge, as in `JudgmentFit`.
+
+    Attributes:
+        judge: its name.
+        judgments: how many are its.
+        infit, outfit: mean squares; both are 1 on average for judgments that scores are not fitted to.
+        infit_limits, outfit_limits: 2.5 % and 97.5 % points of a perfect judge with the same judgments.
+        infit_p, outfit_p: two-sided p-values.
+    """
+
+    judge: str
+    judgments: int
+    infit: float
+    outfit: float
+    infit_limits: tuple[float, float]
+    outfit_limits: tuple[float, float]
+    infit_p: float
+    outfit_p: float
 
 
 def assess_fit(
@@ -136,6 +162,7 @@ def assess_fit(
     seed: int,
     prior_sd: float | None = None,
     replications: int = 200,
+    judges: Sequence[str] | None = None,
 ) -> JudgmentFit:
     """Infit, outfit, transitivity and upsets, against simulated judges who follow the model on the same pairs.
 
@@ -150,26 +177,29 @@ def assess_fit(
         seed: of the simulated outcomes.
         prior_sd: logits; the width that scores are fitted under, fitted here when not given.
         replications: simulated batches, at least 20.
+        judges: (n_judgments,) who judged, for mean squares of each judge; one scale is fitted to all of them.
 
     Raises:
-        InputError: draws of another number of items, or too few replications.
+        InputError: draws of another number of items, too few replications, or not one judge per judgment.
     """
     if draws.n_items != table.n_items:
         raise InputError(f"the draws are of {draws.n_items} items, the judgments of {table.n_items}")
     if replications < 20:
         raise InputError(f"replications must be at least 20, not {replications}")
+    if judges is not None and len(judges) != len(table):
+        raise InputError(f"{len(judges)} judges are given for {len(table)} judgments")
     ordered = draws.order_effects is not None
     sums = table.readings if ordered else table.pairs
     width = prior_sd or fit_bradley_terry(table.winners, table.losers, table.n_items).prior_sd or 2.0
     rng = np.random.default_rng(seed)
-    observed = _figures(sums, width, ordered, start=None)
+    names, by_judge = _told_apart(table, sums, judges)
+    observed = _figures(sums, by_judge, width, ordered, start=None)
     simulated = []
     for row in rng.integers(len(draws.scores), size=replications):
         effect = float(draws.order_effects[row]) if draws.order_effects is not None else 0.0
         win = _logistic(draws.scores[row, sums.first] - draws.scores[row, sums.second] + effect)
-        wins = rng.binomial(sums.totals, win)
-        outcome = replace(sums, first_wins=wins, second_wins=sums.totals - wins)
-        simulated.append(_figures(outcome, width, ordered, start=observed.estimate))
+        outcomes, judged = _simulate_outcomes(sums, by_judge, win, rng)
+        simulated.append(_figures(outcomes, judged, width, ordered, start=observed.estimate))
     infits, outfits = np.array([s.infit for s in simulated]), np.array([s.outfit for s in simulated])
     return JudgmentFit(
         infit=observed.infit,
@@ -180,6 +210,7 @@ def assess_fit(
         outfit_p=_two_sided(observed.outfit, outfits),
         transitivity=_bootstrapped(observed.transitive, [s.transitive for s in simulated]),
         upsets=_bootstrapped(observed.upsets, [s.upsets for s in simulated]),
+        judges=_judge_fits(names, by_judge, observed, simulated),
         replications=replications,
     )
 
@@ -194,8 +225,7 @@ def mean_squares(sums: PairSums, win: FloatArray) -> tuple[FloatArray, FloatArra
     Returns:
         Two (n_items,) arrays; NaN for items without judgments.
     """
-    squares = sums.first_wins * (1.0 - win) ** 2 + sums.second_wins * win**2
-    variance = np.maximum(win * (1.0 - win), 1e-12)
+    squares, variance = _residuals(sums.first_wins, sums.second_wins, win)
 
     def per_item(values: FloatArray) -> FloatArray:
         added = np.bincount(sums.first, weights=values, minlength=sums.n_items).astype(np.float64)
@@ -206,6 +236,12 @@ def mean_squares(sums: PairSums, win: FloatArray) -> tuple[FloatArray, FloatArra
         infit = per_item(squares) / per_item(np.asarray(sums.totals * variance, dtype=np.float64))
         outfit = per_item(squares / variance) / per_item(sums.totals.astype(np.float64))
     return infit, outfit
+
+
+def _residuals(first_wins: IntArray, second_wins: IntArray, win: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Squared residuals, summed over the judgments of each row, and the variance of one judgment."""
+    squares: FloatArray = first_wins * (1.0 - win) ** 2 + second_wins * win**2
+    return squares, np.maximum(win * (1.0 - win), 1e-12)
 
 
 def count_triads(sums: PairSums) -> tuple[int, int]:
@@ -223,22 +259,98 @@ def count_triads(sums: PairSums) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, eq=False)
+class _ByJudge:
+    """The judgments of each pair by each judge: `pair` and `judge` are (n_cells,) indices, ascending."""
+
+    pair: IntArray
+    judge: IntArray
+    first_wins: IntArray
+    second_wins: IntArray
+    n_judges: int
+
+    @property
+    def totals(self) -> IntArray:
+        return self.first_wins + self.second_wins
+
+    def mean_squares(self, win: FloatArray) -> FloatArray:
+        """(2, n_judges) infit and outfit; `win` is (n_pairs,) as in `mean_squares`."""
+        squares, variance = _residuals(self.first_wins, self.second_wins, win[self.pair])
+
+        def per_judge(values: FloatArray) -> FloatArray:
+            return np.bincount(self.judge, weights=values, minlength=self.n_judges).astype(np.float64)
+
+        infit = per_judge(squares) / per_judge(np.asarray(self.totals * variance, dtype=np.float64))
+        return np.array([infit, per_judge(squares / variance) / per_judge(self.totals.astype(np.float64))])
+
+
+def _told_apart(table: JudgmentTable, sums: PairSums, judges: Sequence[str] | None) -> tuple[list[str], _ByJudge]:
+    """Names of the judges, and their judgments; one nameless judge if they are not told apart."""
+    names, judge = np.unique(np.array(judges if judges is not None else [""] * len(table)), return_inverse=True)
+    cells, cell = np.unique(sums.row * len(names) + judge, return_inverse=True)
+    first_won = table.winners == sums.first[sums.row]
+    told = _ByJudge(
+        pair=cells // len(names),
+        judge=cells % len(names),
+        first_wins=np.bincount(cell[first_won], minlength=cells.size),
+        second_wins=np.bincount(cell[~first_won], minlength=cells.size),
+        n_judges=len(names),
+    )
+    return ([] if judges is None else [str(name) for name in names]), told
+
+
+def _simulate_outcomes(
+    sums: PairSums, by_judge: _ByJudge, win: FloatArray, rng: np.random.Generator
+) -> tuple[PairSums, _ByJudge]:
+    """The same judgments with new winners; `win` is (n_pairs,), the chance of each pair's first item."""
+    wins = rng.binomial(by_judge.totals, win[by_judge.pair])
+    first_wins = np.bincount(by_judge.pair, weights=wins, minlength=sums.first.size).astype(np.int64)
+    return (
+        replace(sums, first_wins=first_wins, second_wins=sums.totals - first_wins),
+        replace(by_judge, first_wins=wins, second_wins=by_judge.totals - wins),
+    )
+
+
+def _judge_fits(
+    names: list[str], by_judge: _ByJudge, observed: "_Figures", simulated: "list[_Figures]"
+) -> tuple[JudgeFit, ...]:
+    drawn = np.array([figures.by_judge for figures in simulated])
+    limits = np.quantile(drawn, [0.025, 0.975], axis=0)
+    p_values = [_two_sided(observed.by_judge[which], drawn[:, which]) for which in (0, 1)]
+    judgments = np.bincount(by_judge.judge, weights=by_judge.totals, minlength=by_judge.n_judges)
+    return tuple(
+        JudgeFit(
+            judge=name,
+            judgments=int(judgments[place]),
+            infit=float(observed.by_judge[0, place]),
+            outfit=float(observed.by_judge[1, place]),
+            infit_limits=(float(limits[0, 0, place]), float(limits[1, 0, place])),
+            outfit_limits=(float(limits[0, 1, place]), float(limits[1, 1, place])),
+            infit_p=float(p_values[0][place]),
+            outfit_p=float(p_values[1][place]),
+        )
+        for place, name in enumerate(names)
+    )
+
+
+@dataclass(frozen=True, eq=False)
 class _Figures:
     estimate: FloatArray
     infit: FloatArray
     outfit: FloatArray
+    by_judge: FloatArray
     transitive: tuple[int, int]
     upsets: tuple[int, int]
 
 
-def _figures(sums: PairSums, width: float, ordered: bool, start: FloatArray | None) -> _Figures:
+def _figures(sums: PairSums, by_judge: _ByJudge, width: float, ordered: bool, start: FloatArray | None) -> _Figures:
     estimate = find_mode(sums, width, order_effect=ordered, start=start).estimate
     gap = estimate[sums.first] - estimate[sums.second]
-    infit, outfit = mean_squares(sums, _logistic(gap + float(estimate[sums.n_items :].sum())))
+    win = _logistic(gap + float(estimate[sums.n_items :].sum()))
+    infit, outfit = mean_squares(sums, win)
     clear = np.abs(gap) > CLEAR_DIFFERENCE
     behind = np.where(gap > 0, sums.second_wins, sums.first_wins)
     upsets = int(behind[clear].sum()), int(sums.totals[clear].sum())
-    return _Figures(estimate, infit, outfit, count_triads(sums), upsets)
+    return _Figures(estimate, infit, outfit, by_judge.mean_squares(win), count_triads(sums), upsets)
 
 
 def _two_sided(observed: FloatArray, simulated: FloatArray) -> FloatArray:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from cj_pipeline.core.grades import GradeProjection
 from cj_pipeline.core.models import Value
+from cj_pipeline.core.reliability import squared_correlations
 
 FloatArray = NDArray[np.float64]
 
@@ -109,11 +110,7 @@ def low_reliability(scores: FloatArray, covariance: FloatArray, seed: int) -> fl
     values, vectors = np.linalg.eigh(covariance)
     root = vectors * np.sqrt(np.maximum(values, 0.0))
     normal = np.random.default_rng(seed).standard_normal((_DRAWS, scores.size))
-    draws = scores + normal @ root.T
-    draws -= draws.mean(axis=1, keepdims=True)
-    centred = scores - scores.mean()
-    correlation = draws @ centred / (np.linalg.norm(draws, axis=1) * np.linalg.norm(centred))
-    return float(np.quantile(correlation**2, _QUANTILE))
+    return float(np.quantile(squared_correlations(scores, scores + normal @ root.T), _QUANTILE))
 
 
 def wave_precision(

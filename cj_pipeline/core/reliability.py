@@ -151,11 +151,20 @@ def expected_r_squared(draws: PosteriorDraws) -> ExpectedRSquared | None:
     """
     if draws.n_items < 3:
         return None
-    means = draws.means - draws.means.mean()
-    centred = draws.scores - draws.scores.mean(axis=1, keepdims=True)
-    squares = (centred**2).sum(axis=1) * float(means @ means)
-    r_squared = (centred @ means) ** 2 / np.maximum(squares, np.finfo(float).tiny)
+    r_squared = squared_correlations(draws.means, draws.scores)
     return ExpectedRSquared(float(r_squared.mean()), float(np.quantile(r_squared, 0.1)))
+
+
+def squared_correlations(scores: FloatArray, draws: FloatArray) -> FloatArray:
+    """(n_draws,) squared correlation between (n_items,) scores and each of (n_draws, n_items) draws.
+
+    0 where the scores, or a draw's, are all equal.
+    """
+    means = scores - scores.mean()
+    centred = draws - draws.mean(axis=1, keepdims=True)
+    squares = (centred**2).sum(axis=1) * float(means @ means)
+    squared: FloatArray = (centred @ means) ** 2 / np.maximum(squares, np.finfo(float).tiny)
+    return squared
 
 
 def _tail(level: float) -> float:

@@ -180,12 +180,14 @@ def prepare(engine: Engine) -> None:
     A SQLite database without a ledger is given one (its first use). Everything else is left alone.
 
     Raises:
-        LedgerSchemaError: the schema is older or newer than this program, or a PostgreSQL database has none.
+        LedgerSchemaError: the schema is older or newer than this program, a PostgreSQL database has none, or a SQLite
+            database has other tables.
     """
     revision = current_revision(engine)
     if revision == HEAD:
         return
     if revision is None and engine.dialect.name == "sqlite":
+        _refuse_foreign(engine)
         upgrade(engine)
         return
     if revision is None:
@@ -194,6 +196,16 @@ def prepare(engine: Engine) -> None:
     raise LedgerSchemaError(
         f"the ledger's schema is {revision}, this program needs {HEAD}: make a copy, then run `cj ledger upgrade`"
     )
+
+
+def _refuse_foreign(engine: Engine) -> None:
+    with read_transaction(engine) as connection:
+        tables = sa.inspect(connection).get_table_names()
+    if tables:
+        raise LedgerSchemaError(
+            f"{engine.url.database} holds {len(tables)} tables that are not a ledger's: point CJ_LEDGER_URL at a new "
+            "file"
+        )
 
 
 def _refuse_newer(revision: str | None) -> None:

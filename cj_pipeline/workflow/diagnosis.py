@@ -1,11 +1,14 @@
-"""How far a batch's scale can be trusted: reliability, intervals, misfit and bias, computed afresh from the ledger.
+"""How far a batch's scale can be trusted: reliability, misfit, bias and validity, computed afresh from the ledger.
 
 Everything here is for people: no decision reads it, and nothing is stored. What the figures are is in
-`core.reliability` and `core.judgment_fit`; this puts together what is said about one batch.
+`core.reliability`, `core.judgment_fit` and `core.validity`; this puts together what is said about one batch.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from math import log2, nan
+from pathlib import Path
 from typing import Any, Final
 
 from cj_pipeline.core.bradley_terry import fit_bradley_terry
@@ -22,7 +25,7 @@ from cj_pipeline.core.judgment_fit import (
     surprising_judgments,
 )
 from cj_pipeline.core.judgment_table import judgment_table_of
-from cj_pipeline.core.models import ComparisonStatus
+from cj_pipeline.core.models import ComparisonStatus, Essay
 from cj_pipeline.core.posterior import draw_posterior
 from cj_pipeline.core.reliability import (
     expected_r_squared,
@@ -32,7 +35,11 @@ from cj_pipeline.core.reliability import (
     shrunken_reliability,
     split_half,
 )
+from cj_pipeline.core.validity import Association, association_given_grade, group_differences
 from cj_pipeline.ledger import Ledger
+from cj_pipeline.workflow.data_files import read_csv
+from cj_pipeline.workflow.problems import name_in, quoted
+from cj_pipeline.workflow.registration import scale_of
 
 MISFIT_P: Final = 0.01
 """Essays whose infit or outfit has a p-value below this are listed."""
@@ -52,6 +59,8 @@ class Diagnosis:
         groups: sets of essays, by id, that cannot be told apart (95 %, simultaneously).
         surprises: the judgments to look at first.
         calibration: how often favourites won, by predicted chance.
+        judges: infit and outfit of each provider and model that judged (prompts are a batch's own), with p-values.
+        validity: what goes with scores among essays of the same expert grade: length, and the groups given.
         notes: what to know when reading this, in sentences.
     """
 
@@ -61,15 +70,30 @@ class Diagnosis:
     groups: list[list[str]]
     surprises: list[dict[str, Any]]
     calibration: list[dict[str, Any]]
+    judges: list[dict[str, Any]]
+    validity: list[dict[str, Any]]
     notes: list[str]
 
 
-def diagnose(ledger: Ledger, batch_id: str, *, seed: int = 1, replications: int = 200, draws: int = 1000) -> Diagnosis:
+Groups = Mapping[str, Mapping[str, str]]
+"""Column → essay id → the group the essay is in."""
+
+
+def diagnose(
+    ledger: Ledger,
+    batch_id: str,
+    *,
+    groups: Groups | None = None,
+    seed: int = 1,
+    replications: int = 200,
+    draws: int = 1000,
+) -> Diagnosis:
     """Assess a batch's judgments and scale.
 
     Args:
         ledger: the ledger.
         batch_id: the batch.
+        groups: of essays, as `read_groups` reads them, to be held against each other at the same expert grade.
         seed: of posterior draws and simulated judges.
         replications: simulated judges.
         draws: from the posterior.
@@ -78,7 +102,8 @@ def diagnose(ledger: Ledger, batch_id: str, *, seed: int = 1, replications: int 
         UnknownBatchError: no such batch.
         InputError: fewer than three essays, or fewer than `LEAST_JUDGMENTS` judgments.
     """
-    ids = sorted(essay.essay_id for essay in ledger.essays(batch_id))
+    essays = sorted(ledger.essays(batch_id), key=lambda essay: essay.essay_id)
+    ids = [essay.essay_id for essay in essays]
     judged = sorted(
         (c for c in ledger.comparisons(batch_id) if c.status is ComparisonStatus.JUDGED), key=lambda c: c.comparison_id
     )
@@ -93,7 +118,17 @@ def diagnose(ledger: Ledger, batch_id: str, *, seed: int = 1, replications: int 
     order_effect, prior_sd = fit.order_effect or 0.0, fit.prior_sd or 2.0
     drawn = draw_posterior(table, seed=seed, n_draws=draws, order_effect=True)
     flat = draw_posterior(table, seed=seed, n_draws=draws, width_prior="flat", order_effect=True)
-    misfit = assess_fit(table, drawn, seed=seed, prior_sd=prior_sd, replications=replications)
+    judges = {
+        record.comparison_id: f"{record.provider} {record.model}" for record in ledger.comparison_records(batch_id)
+    }
+    misfit = assess_fit(
+        table,
+        drawn,
+        seed=seed,
+        prior_sd=prior_sd,
+        replications=replications,
+        judges=[judges[comparison.comparison_id] for comparison in judged],
+    )
     bias = position_bias(table)
     repeats = repeat_agreement(table, fit.scores, order_effect=order_effect)
     r_squared = expected_r_squared(flat)
@@ -160,8 +195,78 @@ def diagnose(ledger: Ledger, batch_id: str, *, seed: int = 1, replications: int 
             }
             for part in calibration_table(predict_wins(table, seed=seed, prior_sd=prior_sd, order_effect=True))
         ],
+        judges=[
+            {
+                "judge": judge.judge,
+                "judgments": judge.judgments,
+                "infit": judge.infit,
+                "infit_p": judge.infit_p,
+                "outfit": judge.outfit,
+                "outfit_p": judge.outfit_p,
+            }
+            for judge in misfit.judges
+        ],
+        validity=_validity(fit.scores.tolist(), essays, _expert_grades(ledger, batch_id, essays), groups or {}),
         notes=_notes(bias, misfit, ids),
     )
+
+
+def read_groups(path: Path) -> dict[str, dict[str, str]]:
+    """Groups of essays from a CSV file with a column essay_id and one column per grouping; blank cells are unknown.
+
+    Raises:
+        InputError: the file cannot be read, or its faults, all at once, by row.
+    """
+    problems: list[str] = []
+    rows = read_csv(path, path.parent, (("essay_id",),), problems)
+    columns: dict[str, dict[str, str]] = {name: {} for name in (rows[0][1] if rows else {}) if name != "essay_id"}
+    seen: set[str] = set()
+    for where, cells in rows:
+        essay_id = cells["essay_id"].strip()
+        if essay_id in seen:
+            problems.append(f"{where}: names the essay {quoted(essay_id)} again: keep one row")
+        seen.add(essay_id)
+        for name, groups in columns.items():
+            if cells[name].strip():
+                groups[essay_id] = cells[name].strip()
+    if not columns:
+        problems.append(f"{name_in(path, path.parent)}: has no groups: give essay_id and at least one more column")
+    if problems:
+        raise InputError("\n".join(problems))
+    return columns
+
+
+def _expert_grades(ledger: Ledger, batch_id: str, essays: Iterable[Essay]) -> list[float]:
+    """The number of each essay's expert grade on its scale; not a number where it has none."""
+    scale = scale_of(ledger, ledger.batch(batch_id))
+    return [nan if scale is None or essay.known_grade is None else scale.index(essay.known_grade) for essay in essays]
+
+
+def _validity(
+    scores: Sequence[float], essays: Sequence[Essay], grades: Sequence[float], groups: Groups
+) -> list[dict[str, Any]]:
+    doublings = [log2(essay.word_count) if essay.word_count else nan for essay in essays]
+    found: list[tuple[str, str, Association | None]] = [
+        ("length", "per doubling", association_given_grade(scores, grades, doublings))
+    ]
+    for column, members in groups.items():
+        unknown = sorted(set(members) - {essay.essay_id for essay in essays})
+        if unknown:
+            raise InputError(f"groups, {column}: {quoted(unknown[0])} is no essay of this batch: correct the id")
+        differences = group_differences(scores, grades, [members.get(essay.essay_id) for essay in essays])
+        found += [(column, str(group), difference) for group, difference in differences.items()]
+    return [
+        {
+            "trait": trait,
+            "value": value,
+            "logits": None if told is None else told.slope,
+            "low": None if told is None else told.low,
+            "high": None if told is None else told.high,
+            "p": None if told is None else told.p_value,
+            "essays": 0 if told is None else told.essays,
+        }
+        for trait, value, told in found
+    ]
 
 
 def _bias(bias: PositionBias) -> dict[str, Any]:

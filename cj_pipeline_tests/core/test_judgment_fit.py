@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from cj_pipeline.core.bradley_terry import fit_bradley_terry
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.judgment_fit import (
     assess_fit,
@@ -20,7 +21,7 @@ from cj_pipeline.core.judgment_fit import (
     surprising_judgments,
 )
 from cj_pipeline.core.judgment_table import judgment_table
-from cj_pipeline.core.posterior import draw_posterior
+from cj_pipeline.core.posterior import draw_posterior, find_mode
 
 
 def simulated(truth, rounds, seed, *, effect=0.0, lapse=0.0, careless=()):
@@ -272,3 +273,38 @@ def test_input_that_does_not_fit_together_is_refused():
         calibration_table([1.2])
     with pytest.raises(InputError, match="count <= total"):
         share_of(3, 2)
+
+
+def test_a_judge_who_flips_coins_misfits_beside_a_sound_one_on_the_same_scale():
+    rng = np.random.default_rng(7)
+    sound = simulated(np.linspace(-3, 3, 20), 14, 8)
+    careless = rng.random(len(sound)) < 0.3
+    flipped = careless & (rng.random(len(sound)) < 0.5)
+    table = judgment_table(
+        np.where(flipped, sound.losers, sound.winners), np.where(flipped, sound.winners, sound.losers), 20
+    )
+    judges = np.where(careless, "coin", "sound").tolist()
+    draws = draw_posterior(table, seed=1, n_draws=200)
+    coin, other = assess_fit(table, draws, seed=2, replications=199, judges=judges).judges
+    assert (coin.judge, other.judge) == ("coin", "sound")
+    assert coin.judgments == careless.sum()
+    assert coin.judgments + other.judgments == len(table)
+    assert coin.infit > coin.infit_limits[1]
+    assert coin.infit_p < 0.05
+    assert other.infit < coin.infit
+
+
+def test_one_judge_has_the_mean_squares_of_all_judgments_and_judges_change_no_other_figure():
+    table = simulated(np.linspace(-2, 2, 10), 8, 6)
+    draws = draw_posterior(table, seed=1, n_draws=100)
+    alone = assess_fit(table, draws, seed=3, replications=30)
+    named = assess_fit(table, draws, seed=3, replications=30, judges=["one"] * len(table))
+    assert alone.judges == ()
+    assert np.array_equal(alone.infit_p, named.infit_p)
+    scores = find_mode(table.pairs, fit_bradley_terry(table.winners, table.losers, 10).prior_sd).estimate
+    chance = 1 / (1 + np.exp(-(scores[table.winners] - scores[table.losers])))
+    (judge,) = named.judges
+    assert judge.infit == pytest.approx(((1 - chance) ** 2).sum() / (chance * (1 - chance)).sum())
+    assert judge.outfit == pytest.approx(((1 - chance) / chance).mean())
+    with pytest.raises(InputError, match="1 judges are given"):
+        assess_fit(table, draws, seed=3, judges=["one"])

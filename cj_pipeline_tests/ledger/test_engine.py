@@ -180,3 +180,16 @@ def test_a_database_without_a_ledger_has_no_revision(empty_url):
     engine = make_engine(empty_url)
     assert current_revision(engine) is None
     engine.dispose()
+
+
+def test_a_sqlite_database_of_another_program_is_left_alone(tmp_path):
+    path = tmp_path / "other.sqlite"
+    other = sa.create_engine(f"sqlite:///{path}")
+    with other.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE runs (id INTEGER)"))
+    before = path.read_bytes()
+    with pytest.raises(CJError, match="1 tables that are not a ledger's: point CJ_LEDGER_URL at a new file"):
+        Ledger.open(f"sqlite:///{path}")
+    with other.connect() as connection:
+        assert sa.inspect(connection).get_table_names() == ["runs"]
+    assert len(before) == path.stat().st_size

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from cj_pipeline.core.errors import InputError
+from cj_pipeline.core.grades import get_grade_scale
 from cj_pipeline.core.models import Winner
 from cj_pipeline.ledger import UnknownBatchError
-from cj_pipeline.workflow.diagnosis import diagnose
+from cj_pipeline.workflow.diagnosis import diagnose, read_groups
 from cj_pipeline_tests.builders import rows
-from cj_pipeline_tests.workflow.scenes import Through, advance, simulated, submit
+from cj_pipeline_tests.workflow.scenes import SCALE, Through, advance, simulated, submit
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
@@ -73,3 +74,48 @@ def test_a_judge_that_always_prefers_the_first_is_told_from_one_that_does_not(le
     assert "favours the essay read first" in " ".join(found.notes)
     assert found.summary["order_effect"] > 1.0
     assert found.summary["expected_r2_low"] < 0.5
+
+
+def test_every_judge_configuration_has_its_fit(ledger):
+    judged(ledger)
+    found = diagnose(ledger, "b", replications=20, draws=60)
+    (judge,) = found.judges
+    assert judge["judge"].startswith("simulated simulated/")
+    assert judge["judgments"] == found.summary["judgments"]
+
+
+def test_groups_of_a_table_are_held_against_each_other_among_essays_with_expert_grades(ledger, tmp_path):
+    judged(ledger)
+    essays = sorted(ledger.essays("b"), key=lambda essay: essay.essay_id)
+    school = {essay.essay_id: "xxy"[i % 3] for i, essay in enumerate(essays)}
+    table = tmp_path / "groups.csv"
+    table.write_text("essay_id,school\n" + "".join(f"{name},{group}\n" for name, group in school.items()))
+    groups = read_groups(table)
+    assert groups == {"school": school}
+    length, x, y = diagnose(ledger, "b", groups=groups, replications=20, draws=60).validity
+    assert (length["trait"], length["logits"]) == ("length", None), "these anchors are all equally long"
+    assert (x["trait"], x["value"], y["value"]) == ("school", "x", "y")
+    anchors = [essay for essay in essays if essay.known_grade]
+    scores = ledger.waves("b")[-1].scores
+    grades = [get_grade_scale(SCALE).index(essay.known_grade) for essay in anchors]
+    design = np.column_stack(
+        [np.ones(len(anchors)), grades, [school[essay.essay_id] == "x" for essay in anchors]]
+    ).astype(float)
+    expected = np.linalg.lstsq(design, [scores[essay.essay_id] for essay in anchors], rcond=None)[0][2]
+    assert x["essays"] == len(anchors) > 6
+    assert x["logits"] == pytest.approx(expected, abs=1e-6)
+    assert y["logits"] == pytest.approx(-x["logits"])
+    with pytest.raises(InputError, match="'ghost' is no essay of this batch"):
+        diagnose(ledger, "b", groups={"school": {"ghost": "x"}}, replications=20, draws=60)
+
+
+def test_all_faults_of_a_table_of_groups_are_named_at_once(database, tmp_path):
+    table = tmp_path / "groups.csv"
+    table.write_text("essay_id,school\na,x\na,y\nb\n")
+    with pytest.raises(InputError) as raised:
+        read_groups(table)
+    assert "row 3: names the essay 'a' again" in str(raised.value)
+    assert "row 4: has 1 cells" in str(raised.value)
+    table.write_text("essay_id\na\n")
+    with pytest.raises(InputError, match="at least one more column"):
+        read_groups(table)
