@@ -93,10 +93,10 @@ class BatchTunables(BaseModel):
         True, description="keep every essay's appearances as A and as B within one of each other."
     )
     pair_design: PairDesign = Field(
-        PairDesign.COVERAGE,
-        description="how pairs are chosen: coverage (every pair once, then where it is uncertain), random, balanced "
-        "(random, equal exposure) or adaptive (balanced first, then what tells most about scores or grades). "
-        "Small nets are always planned by coverage.",
+        PairDesign.ADAPTIVE,
+        description="how pairs are chosen: adaptive (balanced first, then what tells most: the most accuracy for a "
+        "budget), coverage (every pair once, then where it is uncertain), balanced (random, equal exposure: pairing "
+        "that ignores results) or random. Small nets are always planned by coverage.",
     )
     pair_generation_seed: int = Field(
         20260101, ge=0, description="integer. With the batch id and wave it decides every tie in pairing."

@@ -228,6 +228,7 @@ def submit(ledger: Ledger, judge: str, mode: str, **overrides: Any) -> None:
     fields: dict[str, Any] = {
         **{"student_count": 5, "anchors": 5, "max_comparisons": ITEMS, "judge_concurrency": CONCURRENCY},
         "min_comparisons_for_stability_check": 100_000,
+        "pair_design": "coverage",
     }
     scenes.submit(ledger, "b", judge=judge, **{**fields, **MODES[mode], **overrides})
 
