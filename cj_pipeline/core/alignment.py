@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from math import sqrt
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,6 +141,7 @@ class Alignment(Value):
         anchors: best score first.
         tau: see `TauAgreement`.
         inversions: direct ones, widest apart in grade first.
+        top_grades: the grades that regressions are about, highest first.
         zero_win: essay ids of anchors that won no judgment, those without any judgment included, lowest grade first.
         top_regressions: highest grade first.
         neighbours: most probably inverted first.
@@ -153,6 +154,7 @@ class Alignment(Value):
     tau: TauAgreement
     inversions: tuple[DirectInversion, ...]
     zero_win: tuple[str, ...]
+    top_grades: tuple[str, ...]
     top_regressions: tuple[TopRegression, ...]
     neighbours: tuple[NeighbourInversion, ...]
     position: PositionBias
@@ -203,6 +205,7 @@ def measure_alignment(
         tau=_tau_agreement(kendall_tau(anchors.numbers, anchors.scores), true),
         inversions=_direct_inversions(judged, anchors),
         zero_win=tuple(anchors.ids[k] for k in np.argsort(anchors.numbers, kind="stable") if not wins[k]),
+        top_grades=scale.labels[: -TOP_GRADES - 1 : -1],
         top_regressions=_top_regressions(anchors),
         neighbours=_neighbour_inversions(anchors, true),
         position=position_bias(table),
@@ -264,7 +267,7 @@ def _tau_agreement(tau: KendallTau, true: AlignmentDraws) -> TauAgreement:
 def _direct_inversions(judged: Sequence[Comparison], anchors: _Graded) -> tuple[DirectInversion, ...]:
     won: dict[tuple[str, str], list[str]] = defaultdict(list)
     for comparison in judged:
-        won[comparison.winner_id or "", comparison.loser_id or ""].append(comparison.comparison_id)
+        won[cast(str, comparison.winner_id), cast(str, comparison.loser_id)].append(comparison.comparison_id)
     number = {essay: int(anchors.numbers[k]) for essay, k in anchors.index.items()}
     inverted = [pair for pair in won if number[pair[0]] < number[pair[1]]]
     return tuple(
@@ -371,7 +374,9 @@ def judge_targets(alignment: Alignment, targets: AlignmentTargets | None = None)
         _at_most("inversions", "direct inversions", inverted, limits.most_inversions),
         _zero_win_verdict(alignment, limits.most_zero_win),
         _tau_verdict(alignment.tau, limits.least_tau_b),
-        _at_most("top_regressions", "top-grade regressions", fallen, limits.most_top_regressions),
+        _at_most(
+            "top_regressions", f"{'/'.join(alignment.top_grades)} regressions", fallen, limits.most_top_regressions
+        ),
     )
 
 

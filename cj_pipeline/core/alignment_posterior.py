@@ -49,7 +49,7 @@ SLOPE_SD: Final = 3.0
 DEPARTURE_LOG_SD: Final = 1.0
 """Prior standard deviation of log τ, whose prior mean is 0: a median of one logit."""
 
-_GRID: Final = np.exp(np.linspace(-3.0, 3.0, 31) * DEPARTURE_LOG_SD)
+_GRID: Final = np.exp(np.linspace(-3.0, 3.0, 21) * DEPARTURE_LOG_SD)
 _GRID_LOG_PRIOR: Final = -0.5 * (np.log(_GRID) / DEPARTURE_LOG_SD) ** 2
 _RESCALINGS: Final = (0.1, 0.4)
 """Standard deviations of the proposed log factors."""

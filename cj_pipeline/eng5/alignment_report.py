@@ -174,7 +174,10 @@ def _sections(report: AlignmentReport) -> list[_Section]:
     facts += [("judgments", str(alignment.judgments)), ("anchors", str(len(alignment.anchors))), *report.facts]
     return [
         _Section("", [_Table(pl.DataFrame(facts, schema=["item", "value"], orient="row"))]),
-        _Section("Targets", [_Table(_targets_table(report.verdicts)), *_target_remarks(report.verdicts)]),
+        _Section(
+            "Targets",
+            [_Table(_targets_table(report.verdicts, alignment.top_grades)), *_target_remarks(report.verdicts)],
+        ),
         _Section("Agreement", [_Text(_agreement_text(alignment)), _Picture()]),
         _Section("Anchors", [_Table(_anchors_table(alignment)), _Text(_ANCHORS_NOTE)]),
         _Section("Direct inversions", _inversion_blocks(alignment.inversions, report.justifications)),
@@ -184,23 +187,25 @@ def _sections(report: AlignmentReport) -> list[_Section]:
     ]
 
 
-_TARGET_NAMES: Final = {
-    "inversions": ("Direct inversions", "≤"),
-    "zero_win": ("Anchors without a win", "≤"),
-    "tau_b": ("Kendall's τ-b", "≥"),
-    "top_regressions": ("Top-grade regressions", "≤"),
-}
+def _targets_table(verdicts: Sequence[TargetVerdict], top_grades: Sequence[str]) -> pl.DataFrame:
+    names = {
+        "inversions": "Direct inversions",
+        "zero_win": "Anchors without a win",
+        "tau_b": "Kendall's τ-b",
+        "top_regressions": f"{'/'.join(top_grades)} regressions",
+    }
 
-
-def _targets_table(verdicts: Sequence[TargetVerdict]) -> pl.DataFrame:
     def shown(verdict: TargetVerdict, value: float) -> str:
         return f"{value:.2f}" if verdict.name == "tau_b" else f"{value:g}"
 
+    def limit(verdict: TargetVerdict) -> str:
+        return f"{'≥' if verdict.name == 'tau_b' else '≤'} {shown(verdict, verdict.target)}"
+
     return pl.DataFrame(
         {
-            "figure": [_TARGET_NAMES[verdict.name][0] for verdict in verdicts],
+            "figure": [names[verdict.name] for verdict in verdicts],
             "value": [shown(verdict, verdict.value) for verdict in verdicts],
-            "target": [f"{_TARGET_NAMES[v.name][1]} {shown(v, v.target)}" for v in verdicts],
+            "target": [limit(verdict) for verdict in verdicts],
             "verdict": ["met" if verdict.met else "MISSED" for verdict in verdicts],
         }
     )
@@ -214,7 +219,7 @@ def _agreement_text(alignment: Alignment) -> str:
     tau, (low, high) = alignment.tau, alignment.tau.interval
     return (
         f"Kendall's τ-b between expert grades and scores is {tau.tau_b:.3f}; anchors of equal grade keep it from "
-        f"exceeding {tau.attainable:.3f}. τ-a, which counts those ties as disagreement, is {tau.tau_a:.3f}. "
+        f"exceeding {tau.attainable:.3f}. τ-a, the same difference over all pairs, is {tau.tau_a:.3f}. "
         f"{tau.concordant} pairs of anchors stand in the experts' order, {tau.discordant} in the opposite one, and one "
         f"pair that changes places moves τ-b by {tau.one_swap:.3f}. These {alignment.judgments} judgments are a sample "
         f"of what the judge would say: τ-b of its true scores lies between {low:.2f} and {high:.2f} with 95 % "

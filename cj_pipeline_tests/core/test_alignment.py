@@ -104,6 +104,7 @@ def test_only_the_two_highest_grades_can_regress():
     alignment = aligned(every_pair_by(order), ANCHORS, order)
     assert alignment.tau.discordant == 6
     assert alignment.top_regressions == ()
+    assert alignment.top_grades == ("A", "B")
 
 
 def test_equal_grades_share_their_expected_rank_and_are_never_inverted():

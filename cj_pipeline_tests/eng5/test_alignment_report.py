@@ -60,6 +60,7 @@ def test_both_forms_say_the_same(report: AlignmentReport) -> None:
         "provider/model-x",
         "0.42 USD",
         "Direct inversions",
+        "A/B regressions",
         "MISSED",
         "never won",
         "ab" * 32,
