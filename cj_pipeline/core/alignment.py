@@ -83,8 +83,8 @@ class DirectInversion(Value):
 class NeighbourInversion(Value):
     """Two anchors of neighbouring grades, and how probable it is that the lower-graded one truly scores higher.
 
-    Neighbouring are grades with no anchor between them. A probability above 1/2 says that judge and experts differ;
-    one between says that these judgments cannot tell.
+    Neighbouring are grades with no anchor between them. Above 1/2 judge and experts probably differ; a probability near
+    neither 0 nor 1 says that these judgments do not settle it.
     """
 
     lower: str
