@@ -293,6 +293,12 @@ class CJSettings(BaseSettings, BatchTunables):
         "No check has a target yet: they come with the ENG5 programme.",
     )
     data_dir: Path = Field(_DEFAULT_DATA_DIR, description="folder with inputs/ and outputs/; relative to the project.")
+    eng5_assets_dir: Path | None = Field(
+        None,
+        description="folder with the ENG5 material (instructions, prompt, anchors, students, grade table), relative to "
+        "the project; unset: DATA_DIR/inputs/eng5_np/ROLE_MODELS_ENG5_NP_2016, written for this project. Real scripts "
+        "are confidential and belong outside the repository.",
+    )
     ledger_url: str | None = Field(
         None,
         description="SQLAlchemy URL of the ledger; unset: SQLite at DATA_DIR/outputs/ledger.sqlite. "
@@ -328,6 +334,16 @@ class CJSettings(BaseSettings, BatchTunables):
         return self.data_dir / "inputs" / "inbox"
 
     @property
+    def effective_eng5_assets_dir(self) -> Path:
+        """The folder with the ENG5 material, the default filled in."""
+        return self.eng5_assets_dir or self.data_dir / "inputs" / "eng5_np" / "ROLE_MODELS_ENG5_NP_2016"
+
+    @property
+    def prompt_variants_dir(self) -> Path:
+        """Where the prompt variants of alignment runs are."""
+        return self.data_dir / "inputs" / "prompts"
+
+    @property
     def effective_ledger_url(self) -> str:
         """The ledger's SQLAlchemy URL, the default filled in."""
         if self.ledger_url:
@@ -355,7 +371,7 @@ def project_home() -> Path:
 
 
 def load_settings(**overrides: Any) -> CJSettings:
-    """Read the settings from the environment and the project's `.env`; a relative DATA_DIR starts at `project_home`.
+    """Read the settings from the environment and the project's `.env`; relative folders start at `project_home`.
 
     Args:
         overrides: values that win over the environment, by field name (for tests and command-line options).
@@ -369,10 +385,12 @@ def load_settings(**overrides: Any) -> CJSettings:
     except ValidationError as error:
         lines = [f"CJ_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
         raise InputError("settings: " + "; ".join(lines)) from None
-    if settings.data_dir.is_absolute():
+    folders = {"data_dir": settings.data_dir, "eng5_assets_dir": settings.eng5_assets_dir}
+    relative = {name: home / folder for name, folder in folders.items() if folder and not folder.is_absolute()}
+    if not relative:
         return settings
     stated = settings.model_fields_set
-    resolved = settings.model_copy(update={"data_dir": home / settings.data_dir})
+    resolved = settings.model_copy(update=relative)
     # a copy counts the updated field as stated, which `cj settings` would show as coming from the environment
     resolved.__pydantic_fields_set__.intersection_update(stated)
     return resolved

@@ -39,10 +39,10 @@ def markdown_table(
         return "(no columns)"
     rules = ["---:" if frame.schema[name].is_numeric() else "---" for name in shown]
     rows = [
-        [_escape_markdown(_cell_text(value, float_digits)) for value in row]
+        [escape_markdown(cell_text(value, float_digits)) for value in row]
         for row in frame.select(shown).head(limit).iter_rows()
     ]
-    lines = [f"| {' | '.join(cells)} |" for cells in ([_escape_markdown(name) for name in shown], rules, *rows)]
+    lines = [f"| {' | '.join(cells)} |" for cells in ([escape_markdown(name) for name in shown], rules, *rows)]
     if frame.is_empty():
         lines += ["", "(no rows)"]
     elif frame.height > limit:
@@ -50,7 +50,7 @@ def markdown_table(
     return "\n".join(lines)
 
 
-def _cell_text(value: Any, float_digits: int) -> str:
+def cell_text(value: Any, float_digits: int = 2) -> str:
     """A value as people read it. Lists are joined by commas, the fields of a struct by spaces."""
     if value is None:
         return "–"
@@ -60,13 +60,13 @@ def _cell_text(value: Any, float_digits: int) -> str:
         text = f"{value:.{float_digits}f}"
         return text.removeprefix("-") if text.startswith("-") and not text.strip("-0.") else text
     if isinstance(value, Mapping):
-        return " ".join(_cell_text(field, float_digits) for field in value.values())
+        return " ".join(cell_text(field, float_digits) for field in value.values())
     if isinstance(value, list | tuple):
-        return ", ".join(_cell_text(item, float_digits) for item in value)
+        return ", ".join(cell_text(item, float_digits) for item in value)
     return str(value)
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """`text` such that GitHub Markdown shows exactly it, on one line. Underscores inside words need no escape."""
     one_line = " ".join(text.splitlines())
     escaped = re.sub(r"([\\|`*~\[\]])", r"\\\1", one_line)

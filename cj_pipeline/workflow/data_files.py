@@ -1,4 +1,5 @@
-"""Data in files that people wrote: the rows of CSV and Parquet tables, and the keys of YAML files.
+"""Data in files that people wrote: the rows of CSV, Excel and Parquet tables, and the keys of YAML
+files.
 
 Here: reading such a file within its folder and size limit, and every check of its form: columns, row lengths, types,
 repeated, unknown and missing keys. Not here: what the cells and values mean; that is for `essays` and `intake`.
@@ -8,9 +9,13 @@ The files are untrusted: what would cost more memory or time than its size says 
 
 import csv
 import io
+import posixpath
+import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+from xml.etree import ElementTree
 
 import yaml
 
@@ -21,6 +26,8 @@ from cj_pipeline.workflow.problems import listed, name_in, noted, quoted
 MAX_TABLE_BYTES: Final = 100 * 1024 * 1024
 MAX_YAML_BYTES: Final = 1024 * 1024
 _MAX_YAML_DEPTH: Final = 20
+_MAX_WORKBOOK_BYTES: Final = 10 * 1024 * 1024
+_MAX_UNPACKED_WORKBOOK_BYTES: Final = 50 * 1024 * 1024
 
 
 # --- tables ------------------------------------------------------------------------------------------------------
@@ -70,6 +77,106 @@ def read_csv(path: Path, root: Path, columns: Columns, problems: list[str]) -> R
             continue
         rows.append((f"{name} row {number}", dict(zip(header, cells, strict=True))))
     return rows
+
+
+def read_xlsx(path: Path, root: Path, columns: Columns, problems: list[str]) -> Rows:
+    """The rows of the first sheet of an Excel workbook, its first row that is not empty being the header.
+
+    Cells are text as stored (ECMA-376, part 1, 18.3.1.4): whole numbers without a decimal point, formulas as their last
+    computed value. Notes cells that stand under no column name in a row that has others.
+    """
+    name = name_in(path, root)
+    data = read_bytes(path, root, _MAX_WORKBOOK_BYTES)
+    try:
+        rows = _sheet_rows(data)
+    except _TooLargeError:
+        raise InputError(
+            f"{name}: unpacks to more than {_MAX_UNPACKED_WORKBOOK_BYTES // 1024**2} MB: keep only the table"
+        ) from None
+    except Exception:  # noqa: BLE001 - a damaged file can raise anything, and its words may be in the message
+        raise InputError(f"{name}: cannot be read as an Excel workbook: save it again as .xlsx, or as .csv") from None
+    header = {column: cell.strip() for column, cell in rows[0][1].items() if cell.strip()} if rows else {}
+    _check_columns(name, list(header.values()), columns)
+    found: Rows = []
+    for number, cells in rows[1:]:
+        if set(cells) - set(header):
+            problems.append(f"{name} row {number}: has a cell under no column name: name its column, or empty the cell")
+        found.append((f"{name} row {number}", {title: cells.get(column, "") for column, title in header.items()}))
+    return found
+
+
+class _TooLargeError(Exception):
+    """A workbook that unpacks to more than is read."""
+
+
+def _sheet_rows(data: bytes) -> list[tuple[int, dict[int, str]]]:
+    """Row number and cells by column (from 0) of the first sheet; empty cells and rows are left out."""
+    with zipfile.ZipFile(io.BytesIO(data)) as package:
+        if sum(entry.file_size for entry in package.infolist()) > _MAX_UNPACKED_WORKBOOK_BYTES:
+            raise _TooLargeError
+        parts = set(package.namelist())
+        sheet = _parsed_xml(package.read(_first_sheet(package)))
+        strings = _parsed_xml(package.read("xl/sharedStrings.xml")) if "xl/sharedStrings.xml" in parts else None
+    shared = [] if strings is None else [_rich_text(item) for item in strings.iterfind("{*}si")]
+    rows, number = [], 0
+    for row in sheet.iterfind("{*}sheetData/{*}row"):
+        number = int(row.get("r") or number + 1)
+        cells, column = {}, -1
+        for cell in row.iterfind("{*}c"):
+            column = _column_of(cell.get("r"), column + 1)
+            text = _cell_text(cell, shared)
+            if text.strip():
+                cells[column] = text
+        if cells:
+            rows.append((number, cells))
+    return rows
+
+
+def _first_sheet(package: zipfile.ZipFile) -> str:
+    """The part that holds the first sheet of the workbook."""
+    first = next(_parsed_xml(package.read("xl/workbook.xml")).iterfind("{*}sheets/{*}sheet"))
+    wanted = next(value for key, value in first.attrib.items() if key.endswith("}id"))
+    relations = _parsed_xml(package.read("xl/_rels/workbook.xml.rels"))
+    target = next(relation.attrib["Target"] for relation in relations if relation.get("Id") == wanted)
+    return posixpath.normpath(posixpath.join("/xl", target)).lstrip("/")
+
+
+def _parsed_xml(data: bytes) -> ElementTree.Element:
+    # no workbook has a document type; one could define entities that expand without end
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+        raise ValueError
+    return ElementTree.fromstring(data)
+
+
+def _column_of(reference: str | None, default: int) -> int:
+    """The column of a cell reference such as AB12, from 0; `default` for a cell without one."""
+    letters = re.match("[A-Z]+", reference or "")
+    if letters is None:
+        return default
+    column = 0
+    for letter in letters[0]:
+        column = 26 * column + ord(letter) - ord("A") + 1
+    return column - 1
+
+
+def _cell_text(cell: ElementTree.Element, shared: Sequence[str]) -> str:
+    kind = cell.get("t", "n")
+    if kind == "inlineStr":
+        inline = cell.find("{*}is")
+        return "" if inline is None else _rich_text(inline)
+    value = cell.findtext("{*}v") or ""
+    if kind == "s":
+        return shared[int(value)]
+    if kind == "n" and value and float(value).is_integer():
+        return str(int(float(value)))
+    return value
+
+
+def _rich_text(item: ElementTree.Element) -> str:
+    """The text of a string item, its runs joined; phonetic guides are not part of it."""
+    plain = item.iterfind("{*}t")
+    runs = item.iterfind("{*}r/{*}t")
+    return "".join(part.text or "" for part in (*plain, *runs))
 
 
 def read_parquet(path: Path, root: Path, columns: Columns, problems: list[str]) -> Rows:

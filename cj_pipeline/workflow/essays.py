@@ -42,7 +42,7 @@ def folder_drafts(folder: Path, problems: list[str]) -> list[Draft]:
         problems.append(f"has {' and '.join(found)}: keep the essays in one place only")
     drafts = [draft for table in tables for draft in _table_drafts(table, folder, problems)]
     drafts += [document_draft(path, folder, problems) for path in paths]
-    return _with_quality_file(folder, drafts, problems)
+    return with_quality_file(folder, drafts, problems, folder)
 
 
 def file_drafts(source: Path, problems: list[str]) -> list[Draft]:
@@ -77,16 +77,17 @@ def _table_drafts(path: Path, folder: Path, problems: list[str]) -> list[Draft]:
     return drafts
 
 
-def _with_quality_file(folder: Path, drafts: list[Draft], problems: list[str]) -> list[Draft]:
+def with_quality_file(folder: Path, drafts: list[Draft], problems: list[str], root: Path) -> list[Draft]:
+    """The essays of a folder with the qualities of its quality.csv, if it has one; it must lie in `root`."""
     path = folder / "quality.csv"
     if not path.exists() and not path.is_symlink():
         return drafts
     if any(draft.quality is not None for draft in drafts):
-        problems.append("quality.csv: the table of essays has a column quality too: keep one")
+        problems.append(f"{name_in(path, root)}: the table of essays has a column quality too: keep one")
     known = {draft.essay_id for draft in drafts}
     qualities: dict[str, float | None] = {}
     with noted(problems):
-        for where, cells in read_csv(path, folder, (("essay_id",), ("quality",)), problems):
+        for where, cells in read_csv(path, root, (("essay_id",), ("quality",)), problems):
             essay_id = cells["essay_id"].strip()
             if essay_id in qualities:
                 problems.append(f"{where}: names the essay {quoted(essay_id)} again: keep one row")

@@ -1,11 +1,16 @@
-"""Frames of one batch, made up to be drawn and tabled."""
+"""Frames and figures of one batch, made up to be drawn and tabled."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from cj_pipeline.core.alignment import Alignment, measure_alignment
+from cj_pipeline.core.grades import get_grade_scale
+from cj_pipeline.core.models import Comparison, ComparisonStatus, PairMode, Winner
 from cj_pipeline.workflow import frames
 
 SCALE = ["F", "F+", "E-", "E+", "D-", "D+", "C-", "C+", "B", "A"]
@@ -127,3 +132,27 @@ def made_waves(changes: list[float | None], **last: Any) -> pl.DataFrame:
         )
     rows[-1].update(last)
     return frames.WAVES.frame(rows)
+
+
+def made_alignment(ids: Sequence[str] | None = None, *, inverted: int = 1) -> Alignment:
+    """Twelve anchors on the ENG5 scale, a judgment per pair; the `inverted` lowest neighbours are swapped."""
+    scale = get_grade_scale("eng5_np_legacy_9_step")
+    ids = ids or [f"vt_{number:03}" for number in range(1, 13)]
+    grades = dict(zip(ids, ("F+", "F+", "E-", "E+", "D-", "D+", "C-", "C+", "B", "B", "A", "A"), strict=True))
+    order = list(ids)
+    for swap in range(inverted):
+        order[2 * swap + 2 : 2 * swap + 4] = order[2 * swap + 3 : 2 * swap + 1 : -1]
+    comparisons = [
+        Comparison(
+            comparison_id=f"c{number:04}",
+            wave=1,
+            essay_a=worse,
+            essay_b=better,
+            pair_mode=PairMode.COVERAGE,
+            status=ComparisonStatus.JUDGED,
+            winner=Winner.B,
+        )
+        for number, (worse, better) in enumerate(combinations(order, 2))
+    ]
+    scores = {essay: 0.8 * (place - 5.5) for place, essay in enumerate(order)}
+    return measure_alignment(comparisons, grades, scores, dict.fromkeys(ids, 0.6), scale, seed=1, n_draws=20)

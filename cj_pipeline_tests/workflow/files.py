@@ -1,9 +1,11 @@
 """Files as people hand them in, and what reading them finds wrong."""
 
 import io
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import docx
 import pypdf
@@ -51,6 +53,49 @@ def pdf_bytes(*pages: str) -> bytes:
     table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
     trailer = f"trailer << /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{len(out)}\n%%EOF\n"
     return (out + f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}" + trailer).encode("latin-1")
+
+
+_HEAD = '<?xml version="1.0" encoding="UTF-8" standalone="yes"?>\n'
+_MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+_OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+_PACKAGE = "http://schemas.openxmlformats.org/package/2006/relationships"
+
+
+def workbook_bytes(sheet_data: str, shared: Sequence[str] = (), *, target: str = "worksheets/sheet1.xml") -> bytes:
+    """An Excel workbook whose first sheet has these `<row>` elements; `shared` are the inner parts of `<si>`."""
+    parts = {
+        "xl/workbook.xml": f'<workbook xmlns="{_MAIN}" xmlns:r="{_OFFICE}"><sheets>'
+        '<sheet name="Grades" sheetId="7" r:id="rId2"/><sheet name="Notes" sheetId="1" r:id="rId1"/>'
+        "</sheets></workbook>",
+        "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{_PACKAGE}">'
+        f'<Relationship Id="rId1" Type="t" Target="worksheets/notes.xml"/>'
+        f'<Relationship Id="rId2" Type="t" Target="{target}"/></Relationships>',
+        "xl/worksheets/sheet1.xml": f'<worksheet xmlns="{_MAIN}"><sheetData>{sheet_data}</sheetData></worksheet>',
+        "xl/worksheets/notes.xml": f'<worksheet xmlns="{_MAIN}"><sheetData/></worksheet>',
+    }
+    if shared:
+        items = "".join(f"<si>{item}</si>" for item in shared)
+        parts["xl/sharedStrings.xml"] = f'<sst xmlns="{_MAIN}">{items}</sst>'
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as package:
+        for name, content in parts.items():
+            package.writestr(name, _HEAD + content)
+    return stream.getvalue()
+
+
+def workbook_of(rows: Sequence[Sequence[str]]) -> bytes:
+    """A workbook of plain text cells."""
+    return workbook_bytes(
+        "".join(
+            f'<row r="{number}">'
+            + "".join(
+                f'<c r="{chr(ord("A") + column)}{number}" t="inlineStr"><is><t>{escape(cell)}</t></is></c>'
+                for column, cell in enumerate(cells)
+            )
+            + "</row>"
+            for number, cells in enumerate(rows, start=1)
+        )
+    )
 
 
 def encrypted_pdf_bytes(text: str, *, user_password: str) -> bytes:

@@ -1,5 +1,7 @@
 """Tables and YAML files are read as they were meant, or refused by file, row and key."""
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cj_pipeline.core.errors import InputError
+from cj_pipeline.workflow.data_files import read_xlsx
 from cj_pipeline.workflow.documents import normalise_text
 from cj_pipeline.workflow.intake import read_batch
-from cj_pipeline_tests.workflow.files import SECRET, essays_in, only_problem_of, problems_of, texts_of, write
+from cj_pipeline_tests.workflow.files import (
+    SECRET,
+    essays_in,
+    only_problem_of,
+    problems_of,
+    texts_of,
+    workbook_bytes,
+    workbook_of,
+    write,
+)
 
 # --- tables ----------------------------------------------------------------------------------------------------------
 
@@ -159,3 +172,75 @@ def test_an_empty_batch_yaml_says_nothing_and_a_yml_is_pointed_out(tmp_path: Pat
     assert read_batch(tmp_path / "b").batch_id == "b"
     (tmp_path / "b" / "batch.yaml").rename(tmp_path / "b" / "batch.yml")
     assert "batch.yml: is not read: rename it to batch.yaml" in only_problem_of(read_batch, tmp_path / "b")
+
+
+# --- Excel -----------------------------------------------------------------------------------------------------------
+
+NAMED = (("id",), ("grade",))
+
+
+def test_a_sheet_gives_the_same_rows_as_its_csv(tmp_path: Path) -> None:
+    """Cells as ECMA-376 (part 1, 18.3.1.4 and 18.4) stores them: shared, rich, in line, numbers, formulas, gaps."""
+    rows = (
+        '<row r="2"><c r="B2" t="s"><v>0</v></c><c r="D2" t="inlineStr"><is><t>grade</t></is></c></row>'
+        '<row r="4"><c r="B4" t="s"><v>1</v></c><c r="D4" t="str"><f>A1</f><v>E+</v></c></row>'
+        '<row r="5"><c r="B5"><v>7</v></c><c r="C5"/><c r="D5"><v>2.50</v></c></row>'
+        '<row r="6"><c r="B6"><v>8</v></c></row><row r="7"><c r="C7" t="s"><v>2</v></c></row>'
+    )
+    shared = ["<t>id</t>", "<r><t>a</t></r><r><rPr><b/></rPr><t>1</t></r><rPh><t>x</t></rPh>", "<t> </t>"]
+    write(tmp_path / "t.xlsx", workbook_bytes(rows, shared))
+    problems: list[str] = []
+    assert read_xlsx(tmp_path / "t.xlsx", tmp_path, NAMED, problems) == [
+        ("t.xlsx row 4", {"id": "a1", "grade": "E+"}),
+        ("t.xlsx row 5", {"id": "7", "grade": "2.50"}),
+        ("t.xlsx row 6", {"id": "8", "grade": ""}),
+    ]
+    assert problems == []
+
+
+def test_cells_without_references_follow_each_other_and_columns_go_beyond_z(tmp_path: Path) -> None:
+    cell = '<c t="inlineStr"><is><t>{}</t></is></c>'
+    rows = f"<row>{cell.format('id')}{cell.format('grade')}</row><row>{cell.format('a1')}{cell.format('B')}</row>"
+    write(tmp_path / "t.xlsx", workbook_bytes(rows, target="/xl/worksheets/sheet1.xml"))
+    assert read_xlsx(tmp_path / "t.xlsx", tmp_path, NAMED, []) == [("t.xlsx row 2", {"id": "a1", "grade": "B"})]
+    far = '<row r="1"><c r="Z1" t="str"><v>id</v></c><c r="AB1" t="str"><v>grade</v></c></row>'
+    far += '<row r="2"><c r="AB2" t="str"><v>C-</v></c><c r="Z2" t="str"><v>a2</v></c></row>'
+    write(tmp_path / "far.xlsx", workbook_bytes(far))
+    assert read_xlsx(tmp_path / "far.xlsx", tmp_path, NAMED, []) == [("far.xlsx row 2", {"id": "a2", "grade": "C-"})]
+
+
+def test_cells_under_no_column_name_and_missing_columns_are_told(tmp_path: Path) -> None:
+    write(tmp_path / "t.xlsx", workbook_of([["id", "grade"], ["a1", "B", SECRET]]))
+    problems: list[str] = []
+    read_xlsx(tmp_path / "t.xlsx", tmp_path, NAMED, problems)
+    assert problems == ["t.xlsx row 2: has a cell under no column name: name its column, or empty the cell"]
+    write(tmp_path / "t.xlsx", workbook_of([["id"], ["a1"]]))
+    with pytest.raises(InputError, match="has no column grade; found 'id'"):
+        read_xlsx(tmp_path / "t.xlsx", tmp_path, NAMED, [])
+    write(tmp_path / "t.xlsx", workbook_bytes(""))
+    with pytest.raises(InputError, match="no columns"):
+        read_xlsx(tmp_path / "t.xlsx", tmp_path, NAMED, [])
+
+
+def test_a_damaged_costly_or_disguised_workbook_is_refused_without_its_words(tmp_path: Path) -> None:
+    bomb = workbook_bytes('<row><c t="str"><v>' + " " * (51 * 1024**2) + "</v></c></row>")
+    entities = workbook_bytes('<row><c t="str"><v>x</v></c></row>')
+    entities = rewritten(entities, "xl/workbook.xml", '<!DOCTYPE x [<!ENTITY a "aaaa">]><workbook/>')
+    for content, message in (
+        (SECRET.encode(), "cannot be read as an Excel workbook"),
+        (workbook_bytes(f'<row><c t="s"><v>{SECRET}</v></c></row>'), "cannot be read as an Excel workbook"),
+        (entities, "cannot be read as an Excel workbook"),
+        (bomb, "unpacks to more than 50 MB"),
+    ):
+        write(tmp_path / "t.xlsx", content)
+        with pytest.raises(InputError, match=message) as caught:
+            read_xlsx(tmp_path / "t.xlsx", tmp_path, NAMED, [])
+        assert SECRET not in str(caught.value)
+
+
+def rewritten(package: bytes, part: str, content: str) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(package)) as old, zipfile.ZipFile(stream, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, content if name == part else old.read(name))
+    return stream.getvalue()

@@ -1,8 +1,8 @@
-"""Pictures of one batch as PNG bytes: the scale, the comparison graph, the wave history.
+"""Pictures of one batch as PNG bytes: the scale, the comparison graph, the wave history, judge against experts.
 
 Here lives how results are drawn, a picture per module on the page that `sheet` lays out. What they are lives
-elsewhere: the numbers come finished in the frames of `workflow.frames`, and nothing is estimated, rounded for later
-use or decided here. No picture shows essay text or a justification.
+elsewhere: the numbers come finished in the frames of `workflow.frames` or the values of `core`, and nothing is
+estimated, rounded for later use or decided here. No picture shows essay text or a justification.
 
 The same frames give the same bytes. matplotlib is imported inside the functions (its import is slow) and used through
 its object interface only, so no display is needed and pictures may be drawn in several threads at once.
