@@ -2,11 +2,17 @@
 
 P(i beats j) = 1 / (1 + exp(-(score_i - score_j))) (Bradley & Terry 1952). Judgments whose reading order is known also
 tell how much being read first helps: P(i, read first, beats j) = 1 / (1 + exp(-(score_i - score_j + advantage))), an
-order effect (Davidson & Beaver 1977) that adds up in logits, with advantage ~ N(0, 1). Here live the fit, its
-covariance and standard errors, and the scores of a batch by essay id. What the fit is made of has its own modules:
-judgments added up and what they connect (`pair_counts`), the mode (`bradley_terry_mode`; for many items
-`sparse_bradley_terry`) and the prior's width, fitted to the batch (`prior_width`). Which pairs to judge (`designs`),
-when to stop (`completion`), summaries and flags (`diagnostics`) and grades (`grades`) live elsewhere.
+order effect (Davidson & Beaver 1977) that adds up in logits, with advantage ~ N(0, 1).
+
+Scores have a zero in one of two frames. In the batch frame they sum to zero: a score says how far an essay is from the
+middle of its batch. In the bank frame, which a fit with known items has besides, these are near their known values, and
+a standard error is that of a place on the bank's scale. Differences, and their standard errors, are the same in both.
+
+Here live the fit, its covariance and standard errors, and the scores of a batch by essay id. What the fit is made of
+has its own modules: judgments added up and what they connect (`pair_counts`), priors (`score_prior`), the mode
+(`bradley_terry_mode`; for many items `sparse_bradley_terry`) and the prior's width, fitted to the batch
+(`prior_width`). Which pairs to judge (`designs`), when to stop (`completion`), summaries and flags (`diagnostics`),
+where known positions come from (`anchor_bank`) and grades (`grades`) live elsewhere.
 
 References:
     Bradley, R. A. & Terry, M. E. (1952). Rank analysis of incomplete block designs: I. The method of paired
@@ -34,6 +40,7 @@ from cj_pipeline.core.errors import InputError, listed
 from cj_pipeline.core.models import Comparison, ComparisonStatus, Winner
 from cj_pipeline.core.pair_counts import PairCounts, count_pairs, require_finite_estimate, strong_components
 from cj_pipeline.core.prior_width import checked_width, log_marginal, width_posterior
+from cj_pipeline.core.score_prior import AnchoredPrior, IndependentPrior, KnownItems, ScorePrior
 from cj_pipeline.core.sparse_bradley_terry import (
     SparseMode,
     Variances,
@@ -85,7 +92,8 @@ class BradleyTerryFit:
     """Scores of one batch and what is known about them. Made by `fit_bradley_terry`.
 
     Attributes:
-        scores: (n_items,) logits, summing to zero (under a prior: in every component).
+        scores: (n_items,) logits, in the batch frame: summing to zero, in every component where there are several.
+            Known items relate components, so with them the sum over all items is zero.
         n_items: number of items.
         components: (n_items,) labels of the connected components of the comparison graph. Scores of different
             components share no judgment: only a prior relates them.
@@ -93,14 +101,17 @@ class BradleyTerryFit:
             that the maximum-likelihood estimate is finite (Ford 1957).
         converged: whether the last full Newton step was at most `STEP_TOLERANCE` in every item.
         iterations: Newton steps taken in all, those on the grid of prior widths included.
-        prior_sd: logits; the width of the prior that the scores are at, None for maximum likelihood.
+        prior_sd: logits; the width of the prior that the scores are at, None for maximum likelihood. With known items
+            it is that of the others.
         prior_sd_interval: logits; 95 % posterior interval of a fitted width, else None.
         order_effect: logits by which being read first helps; None if it was not fitted.
         order_effect_se: its standard error, logits.
         comparison_counts: (n_items,) number of judgments of each item (sum of their weights).
         pairs: the judgments, added up over pairs.
+        prior: what the scores were fitted under.
         score_spread: (n_items, k) matrix S; S Sᵀ is the covariance of the scores over the fitted width's
-            posterior. k is 0 when the width was not fitted.
+            posterior (of the bank scores, with known items). k is 0 when the width was not fitted.
+        bank_scores: (n_items,) logits, in the bank frame, which is that of the known items' means; None without them.
     """
 
     scores: FloatArray
@@ -115,7 +126,9 @@ class BradleyTerryFit:
     order_effect_se: float | None
     comparison_counts: FloatArray
     pairs: PairCounts = field(repr=False)
+    prior: ScorePrior = field(repr=False)
     score_spread: FloatArray = field(repr=False)
+    bank_scores: FloatArray | None = None
 
     def covariance(self) -> FloatArray:
         """(n_items, n_items) covariance of the scores in their sum-to-zero convention, logits², read-only.
@@ -123,7 +136,7 @@ class BradleyTerryFit:
         C H⁻¹ C with C the centring matrix and H the information matrix plus the prior precision; the
         pseudo-inverse of the information matrix for maximum likelihood. An order effect's uncertainty is in it: its
         row and column are eliminated, not held fixed. With a fitted prior width, the spread of
-        the scores over the width's posterior is added.
+        the scores over the width's posterior is added. Variances of contrasts are the same in both frames.
 
         Raises:
             InputError: beyond `DENSE_UP_TO` items, whose covariance is not computed as a whole.
@@ -155,6 +168,27 @@ class BradleyTerryFit:
         share = np.divide(found.values, whole, out=np.zeros_like(whole), where=whole > 0)
         return StandardErrorAccuracy(found.relative_error * share, found.exact, found.probes)
 
+    def bank_covariance(self) -> FloatArray:
+        """(n_items, n_items) covariance of `bank_scores`, logits², read-only; not centred.
+
+        An item's variance is what is not known of its place on the bank's scale, known items' own uncertainty
+        included. With a fitted prior width, the spread over its posterior is added.
+
+        Raises:
+            InputError: there were no known items, so there is no bank frame.
+        """
+        if self.bank_scores is None:
+            raise InputError("there is no bank frame: the fit was made without known items")
+        return self._bank_covariance
+
+    def bank_standard_errors(self) -> FloatArray:
+        """(n_items,) square roots of the diagonal of `bank_covariance()`, logits.
+
+        Raises:
+            InputError: there were no known items.
+        """
+        return _root(np.diag(self.bank_covariance()))
+
     def standard_error_of_contrast(self, i: int, j: int) -> float:
         """Standard error of score i minus score j, logits.
 
@@ -180,15 +214,15 @@ class BradleyTerryFit:
             errors: FloatArray = _root(variances.values)
             errors[self.comparison_counts == 0] = np.inf
             return errors
-        scaled = Information.at(self.pairs, self.scores, self.order_effect or 0.0, precision=0.0)
+        scaled = Information.at(self.pairs, self.scores, self.order_effect or 0.0, IndependentPrior(None))
         errors = _root(np.diag(scaled.inverse()))
         errors[self.comparison_counts == 0] = np.inf
         return errors
 
     @property
     def _is_dense(self) -> bool:
-        # the sparse solvers know no order effect
-        return self.n_items <= DENSE_UP_TO or self.pairs.ordered
+        # the sparse solvers know neither order effect nor known items
+        return self.n_items <= DENSE_UP_TO or self.pairs.ordered or self.bank_scores is not None
 
     @property
     def _precision(self) -> float:
@@ -233,13 +267,19 @@ class BradleyTerryFit:
                 f"the full covariance of {self.n_items} items is not computed (at most {DENSE_UP_TO}): ask for "
                 "standard_errors(), or for standard_error_of_contrast(i, j) of the pairs that matter"
             )
-        inverse = Information.at(self.pairs, self.scores, self.order_effect or 0.0, self._precision).inverse()
+        if self.bank_scores is not None:
+            half: FloatArray = self._bank_covariance - self._bank_covariance.mean(axis=0)
+            return _frozen(half - half.mean(axis=1)[:, None])
+        inverse = Information.at(self.pairs, self.scores, self.order_effect or 0.0, self.prior).inverse()
         rows: FloatArray = inverse.mean(axis=1)
         covariance: FloatArray = inverse - rows[:, None] - rows[None, :] + rows.mean()
         covariance += self.score_spread @ self.score_spread.T
-        covariance = (covariance + covariance.T) / 2.0
-        covariance.flags.writeable = False
-        return covariance
+        return _frozen(covariance)
+
+    @cached_property
+    def _bank_covariance(self) -> FloatArray:
+        inverse = Information.at(self.pairs, self.scores, self.order_effect or 0.0, self.prior).inverse()
+        return _frozen(inverse + self.score_spread @ self.score_spread.T)
 
 
 @dataclass(frozen=True)
@@ -284,6 +324,7 @@ def fit_bradley_terry(
     weights: ArrayLike | None = None,
     prior_sd: float | Literal["fitted"] | None = "fitted",
     winner_first: ArrayLike | None = None,
+    known: KnownItems | None = None,
 ) -> BradleyTerryFit:
     """Fit the Bradley–Terry model by Newton's method, from a cold start, without any randomness.
 
@@ -299,10 +340,14 @@ def fit_bradley_terry(
         winner_first: (n_judgments,) booleans, whether the winner was the item read first. Given, the advantage of
             being read first is fitted along, under N(0, `ORDER_EFFECT_PRIOR_SD`²) whatever `prior_sd` is, so that it
             is finite for every design. Not given, there is none.
+        known: items placed by earlier judgments, none of which may be among these. Their scores have the prior
+            N(known.mean, known.covariance); those of all others are N(level, σ²) around a free level, so that the shift
+            between batch and bank is free; see `score_prior`. Every step is then dense, whatever the number of items.
 
     Raises:
         InputError: arrays of unequal length or wrong type, an index out of range, an item against itself, a
-            weight or a `prior_sd` that is not a positive finite number (`prior_sd` within `PRIOR_SD_RANGE`).
+            weight or a `prior_sd` that is not a positive finite number (`prior_sd` within `PRIOR_SD_RANGE`), or known
+            items with `prior_sd=None`.
         DisconnectedError: `prior_sd=None` and the comparison graph falls into several components.
         SeparationError: `prior_sd=None` and the win graph is not strongly connected (Ford 1957).
     """
@@ -314,29 +359,31 @@ def fit_bradley_terry(
     iterations = 0
     width: float | None
     if prior_sd is None:
+        if known is not None:
+            raise InputError("beside known items the others need a prior: give prior_sd='fitted' or a number of logits")
         require_finite_estimate(pairs.components, win_components)
-        width, precision = None, 0.0
+        width = None
     else:
         if isinstance(prior_sd, str):
             if prior_sd != "fitted":
                 raise InputError(f"prior_sd {prior_sd!r} is not known: give 'fitted', a number of logits, or None")
-            posterior = width_posterior(pairs)
+            posterior = width_posterior(pairs, lambda width: _prior(width, known, pairs.n_items))
             width, interval, spread = posterior.centre, posterior.interval, posterior.score_spread()
             iterations, advantage_variance = posterior.iterations, posterior.advantage_variance
         else:
             width = checked_width(prior_sd)
-        precision = width**-2
+    prior = _prior(width, known, pairs.n_items)
     mode: Mode | SparseMode
     advantage = None
-    if pairs.n_items >= SPARSE_FROM and prior_sd != "fitted" and not pairs.ordered:
-        mode = find_sparse_mode(pairs, precision, STEP_TOLERANCE)
+    if pairs.n_items >= SPARSE_FROM and prior_sd != "fitted" and not pairs.ordered and known is None:
+        mode = find_sparse_mode(pairs, 0.0 if width is None else width**-2, STEP_TOLERANCE)
     else:
-        mode = find_mode(pairs, precision, np.zeros(pairs.n_items), 0.0, STEP_TOLERANCE)
+        mode = find_mode(pairs, prior, prior.start(pairs.n_items), 0.0, STEP_TOLERANCE)
         if pairs.ordered:
             advantage = mode.advantage
-            advantage_variance += Information.at(pairs, mode.scores, advantage, precision).advantage_variance
+            advantage_variance += Information.at(pairs, mode.scores, advantage, prior).advantage_variance
     return BradleyTerryFit(
-        scores=mode.scores,
+        scores=mode.scores if known is None else mode.scores - mode.scores.mean(),
         n_items=pairs.n_items,
         components=pairs.components,
         win_components=win_components,
@@ -348,8 +395,16 @@ def fit_bradley_terry(
         order_effect_se=advantage_variance**0.5 if pairs.ordered else None,
         comparison_counts=pairs.comparison_counts(),
         pairs=pairs,
+        prior=prior,
         score_spread=spread,
+        bank_scores=None if known is None else mode.scores,
     )
+
+
+def _prior(width: float | None, known: KnownItems | None, n_items: int) -> ScorePrior:
+    if known is None or width is None:
+        return IndependentPrior(width)
+    return AnchoredPrior(known, width, n_items)
 
 
 def log_marginal_likelihood(
@@ -360,17 +415,19 @@ def log_marginal_likelihood(
     prior_sd: float,
     weights: ArrayLike | None = None,
     winner_first: ArrayLike | None = None,
+    known: KnownItems | None = None,
 ) -> float:
     """log P(judgments | prior_sd), the scores integrated out: Laplace, with every pair's own factor integrated exactly.
 
     log P ≈ log L(s) - |s|²/(2σ²) - n log σ - ½ log det H, with s the mode under N(0, σ²) and H the information
     matrix plus 1/σ² (Tierney & Kadane 1986); the powers of 2π cancel. A fitted order effect is one dimension more.
+    With known items the prior is theirs, and the value is up to a constant that depends on them alone.
 
     Args and errors as in `fit_bradley_terry`.
     """
     pairs = count_pairs(winners, losers, n_items, weights, winner_first)
-    width = checked_width(prior_sd)
-    return log_marginal(pairs, width, np.zeros(pairs.n_items), 0.0)[0]
+    prior = _prior(checked_width(prior_sd), known, pairs.n_items)
+    return log_marginal(pairs, prior, prior.start(pairs.n_items), 0.0)[0]
 
 
 def compute_bt_scores_and_se(
@@ -465,6 +522,13 @@ def _require_sound_judgments(
 
 def _by_id(essay_ids: Sequence[str], values: FloatArray) -> dict[str, float]:
     return {essay: float(value) for essay, value in zip(essay_ids, values, strict=True)}
+
+
+def _frozen(covariance: FloatArray) -> FloatArray:
+    """The matrix made symmetric to the last bit, and read-only."""
+    covariance = (covariance + covariance.T) / 2.0
+    covariance.flags.writeable = False
+    return covariance
 
 
 def _root(values: Any) -> FloatArray:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.pair_counts import PairCounts
+from cj_pipeline.core.score_prior import ScorePrior, Stiffening
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -26,12 +27,10 @@ _MAX_HALVINGS: Final = 40
 
 @dataclass(frozen=True, eq=False)
 class Information:
-    """H = information + precision·I, factorised after the directions that judgments cannot see were stiffened.
+    """H = information + the prior's precision, factorised after directions that neither sees were stiffened.
 
-    A shift of a whole component changes no likelihood, so H has the eigenvalue `precision` there: tiny for a wide
-    prior, zero for maximum likelihood. Adding `stiffness` to exactly these eigenvalues keeps the Cholesky
-    factorisation sound; inverse and determinant of H itself follow in closed form. The advantage of the first
-    position is eliminated by its Schur complement, so that `factor` stays that of the scores' block.
+    What `stiffening` did is undone in closed form, in inverse and determinant. The advantage of the first position is
+    eliminated by its Schur complement, so that `factor` stays that of the scores' block.
 
     Attributes:
         factor: Cholesky factor of the scores' block.
@@ -42,14 +41,13 @@ class Information:
 
     factor: Any
     pairs: PairCounts
-    stiffness: FloatArray
-    precision: float
+    stiffening: Stiffening
     border: FloatArray
     complement: float
 
     @classmethod
-    def at(cls, pairs: PairCounts, scores: FloatArray, advantage: float, precision: float) -> "Information":
-        """H at (n_items,) scores and an advantage, logits, under a prior of this precision, logits⁻².
+    def at(cls, pairs: PairCounts, scores: FloatArray, advantage: float, prior: ScorePrior) -> "Information":
+        """H at (n_items,) scores and an advantage, logits.
 
         Raises:
             InputError: the matrix is singular to working precision.
@@ -57,11 +55,7 @@ class Information:
         from scipy.linalg import cho_factor, cho_solve
 
         matrix, between, own = pairs.information(scores, advantage)
-        sizes = np.bincount(pairs.components)
-        stiffness = np.bincount(pairs.components, weights=np.diag(matrix)) / sizes
-        stiffness[stiffness == 0] = 1.0
-        matrix += stiffness[pairs.components][:, None] * pairs.component_projection
-        matrix[np.diag_indices(pairs.n_items)] += precision
+        stiffening = prior.add_to(matrix, pairs)
         try:
             factor = cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
         except np.linalg.LinAlgError:
@@ -74,7 +68,7 @@ class Information:
         if pairs.ordered:
             border = cho_solve(factor, between, check_finite=False)
             complement = own + ORDER_EFFECT_PRIOR_SD**-2 - float(between @ border)
-        return cls(factor, pairs, stiffness, precision, border, complement)
+        return cls(factor, pairs, stiffening, border, complement)
 
     @property
     def advantage_variance(self) -> float:
@@ -82,7 +76,7 @@ class Information:
         return 1.0 / self.complement
 
     def step(self, gradient: FloatArray, advantage_gradient: float) -> tuple[FloatArray, float]:
-        """The Newton step of scores and advantage, for a gradient that sums to zero in every component."""
+        """The Newton step of scores and advantage, for a gradient that was `ScorePrior.centred`."""
         from scipy.linalg import cho_solve
 
         alone: FloatArray = cho_solve(self.factor, gradient, check_finite=False)
@@ -100,16 +94,14 @@ class Information:
 
     def inverse(self) -> FloatArray:
         """H⁻¹; without a prior its pseudo-inverse, which is centred within every component."""
-        stiffened = self.stiffened_inverse()
-        free = 1.0 / self.precision if self.precision > 0 else 0.0
-        shift = free - 1.0 / (self.precision + self.stiffness)
-        return stiffened + shift[self.pairs.components][:, None] * self.pairs.component_projection
+        shift = self.stiffening.variance[self.pairs.components]
+        return self.stiffened_inverse() + shift[:, None] * self.pairs.component_projection
 
     def log_determinant(self) -> float:
-        """log det H, for a positive precision; with an order effect, of the matrix with one row and column more."""
+        """log det H, under a prior; with an order effect, of the matrix with one row and column more."""
         stiffened = 2.0 * float(np.log(np.diag(self.factor[0])).sum())
         advantage = log(self.complement) if self.pairs.ordered else 0.0
-        return stiffened - float(np.log1p(self.stiffness / self.precision).sum()) + advantage
+        return stiffened - self.stiffening.log_determinant + advantage
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +109,7 @@ class Mode:
     """Where a posterior is highest.
 
     Attributes:
-        scores: (n_items,) logits, summing to zero in every component.
+        scores: (n_items,) logits; under an independent prior, or none, summing to zero in every component.
         advantage: of the first position, logits.
         objective: log posterior density there, up to a constant.
         information: at the last Newton step's start.
@@ -133,14 +125,16 @@ class Mode:
     converged: bool
 
 
-def find_mode(pairs: PairCounts, precision: float, start: FloatArray, advantage_start: float, tolerance: float) -> Mode:
-    """Maximise log likelihood - precision·|scores|²/2 (and the advantage's prior) by Newton's method.
+def find_mode(
+    pairs: PairCounts, prior: ScorePrior, start: FloatArray, advantage_start: float, tolerance: float
+) -> Mode:
+    """Maximise the log likelihood plus the log priors of scores and advantage by Newton's method.
 
     Steps that do not increase the objective are halved.
 
     Args:
         pairs: the judgments.
-        precision: of the scores' prior, logits⁻²; 0 for none.
+        prior: of the scores.
         start: (n_items,) logits.
         advantage_start: logits.
         tolerance: logits; how long the last step may be.
@@ -148,17 +142,17 @@ def find_mode(pairs: PairCounts, precision: float, start: FloatArray, advantage_
     advantage_precision = ORDER_EFFECT_PRIOR_SD**-2
 
     def objective(scores: FloatArray, advantage: float) -> float:
-        prior = precision * float(scores @ scores) + advantage_precision * advantage**2
-        return pairs.log_likelihood(scores, advantage) - 0.5 * prior
+        penalty = prior.penalty(scores) + advantage_precision * advantage**2
+        return pairs.log_likelihood(scores, advantage) - 0.5 * penalty
 
     scores, advantage = start, advantage_start
     value = objective(scores, advantage)
     iterations, converged = 0, False
     while iterations < _MAX_ITERATIONS:
         iterations += 1
-        information = Information.at(pairs, scores, advantage, precision)
+        information = Information.at(pairs, scores, advantage, prior)
         uphill, advantage_uphill = pairs.gradient(scores, advantage)
-        gradient = pairs.centred_within_components(uphill - precision * scores)
+        gradient = prior.centred(uphill - prior.slope(scores), pairs)
         step, advantage_step = information.step(gradient, advantage_uphill - advantage_precision * advantage)
         if max(float(np.abs(step).max()), abs(advantage_step)) <= tolerance:
             scores, advantage = scores + step, advantage + advantage_step
@@ -172,5 +166,5 @@ def find_mode(pairs: PairCounts, precision: float, start: FloatArray, advantage_
             break
         scores, advantage = scores + scale * step, advantage + scale * advantage_step
         value = objective(scores, advantage)
-    scores = pairs.centred_within_components(scores)
+    scores = prior.centred(scores, pairs)
     return Mode(scores, advantage, objective(scores, advantage), information, iterations, converged)

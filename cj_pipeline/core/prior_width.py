@@ -16,6 +16,7 @@ References:
         Journal of the American Statistical Association 81, 82-86.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import exp, isfinite, log, pi
 from typing import Final
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from cj_pipeline.core.bradley_terry_mode import Mode, find_mode
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.pair_counts import PairCounts
+from cj_pipeline.core.score_prior import ScorePrior
 
 FloatArray = NDArray[np.float64]
 
@@ -62,10 +64,17 @@ def checked_width(prior_sd: float) -> float:
     return width
 
 
-def log_marginal(pairs: PairCounts, prior_sd: float, start: FloatArray, advantage_start: float) -> tuple[float, Mode]:
-    """Corrected Laplace log marginal likelihood at one prior width, and the mode it was taken at."""
-    mode = find_mode(pairs, prior_sd**-2, start, advantage_start, _GRID_STEP_TOLERANCE)
-    laplace = mode.objective - pairs.n_items * log(prior_sd) - 0.5 * mode.information.log_determinant()
+def log_marginal(pairs: PairCounts, prior: ScorePrior, start: FloatArray, advantage_start: float) -> tuple[float, Mode]:
+    """Corrected Laplace log marginal likelihood under one prior, and the mode it was taken at.
+
+    Args:
+        pairs: the judgments.
+        prior: of the scores, proper.
+        start: (n_items,) logits, where the search for the mode begins.
+        advantage_start: logits.
+    """
+    mode = find_mode(pairs, prior, start, advantage_start, _GRID_STEP_TOLERANCE)
+    laplace = mode.objective + prior.log_normaliser(pairs.n_items) - 0.5 * mode.information.log_determinant()
     return laplace + _pair_correction(pairs, mode), mode
 
 
@@ -204,8 +213,13 @@ class WidthPosterior:
         return spread
 
 
-def width_posterior(pairs: PairCounts) -> WidthPosterior:
-    """Explore log σ on a lattice that is halved where the posterior lives until it holds enough points."""
+def width_posterior(pairs: PairCounts, prior_of: Callable[[float], ScorePrior]) -> WidthPosterior:
+    """Explore log σ on a lattice that is halved where the posterior lives until it holds enough points.
+
+    Args:
+        pairs: the judgments.
+        prior_of: the scores' prior at a width in logits.
+    """
     # only scores are kept of each mode: its factorisation is n² numbers
     log_density: dict[float, float] = {}
     scores: dict[float, FloatArray] = {}
@@ -214,14 +228,14 @@ def width_posterior(pairs: PairCounts) -> WidthPosterior:
 
     def explore(offset: float, start: FloatArray, advantage_start: float) -> None:
         nonlocal iterations
-        marginal, mode = log_marginal(pairs, exp(_HYPER_MEAN + offset), start, advantage_start)
+        marginal, mode = log_marginal(pairs, prior_of(exp(_HYPER_MEAN + offset)), start, advantage_start)
         log_density[offset] = marginal - 0.5 * offset**2
         scores[offset] = mode.scores
         advantages[offset] = mode.advantage
         iterations += mode.iterations
 
     spacing = 1.0
-    start: FloatArray = np.zeros(pairs.n_items)
+    start = prior_of(exp(_HYPER_MEAN)).start(pairs.n_items)
     advantage_start = 0.0
     for step in range(-_HYPER_REACH, _HYPER_REACH + 1):
         explore(float(step), start, advantage_start)
