@@ -96,7 +96,8 @@ class BatchTunables(BaseModel):
         PairDesign.COVERAGE,
         description="how pairs are chosen: coverage (every pair once, then where it is uncertain), random, balanced "
         "(random, equal exposure) or adaptive (balanced first, then what tells most about scores or grades). "
-        "Small nets are always planned by coverage.",
+        "Small nets are always planned by coverage. calibrated needs an anchor bank, which batches do not have: it is "
+        "refused at submission.",
     )
     pair_generation_seed: int = Field(
         20260101, ge=0, description="integer. With the batch id and wave it decides every tie in pairing."

@@ -436,8 +436,11 @@ def compute_bt_scores_and_se(
     settings: ScoringSettings,
     *,
     anchor_ids: Collection[str] = (),
+    known: KnownItems | None = None,
 ) -> BTScoringResult:
     """Score a batch from its comparisons, under the prior whose width is fitted to it, with the order effect.
+
+    Scores and standard errors are those of the batch frame, with known anchors too.
 
     The result does not depend on the order of `judgments` or of `essay_ids`, to the last bit.
 
@@ -446,6 +449,7 @@ def compute_bt_scores_and_se(
         essay_ids: all essays of the batch, anchors included, judged or not; at least one.
         settings: where reported standard errors are capped, logits.
         anchor_ids: which of the essays are anchors (for `se_summary` only).
+        known: anchors that the bank has placed, as items of the ascending essay ids (`AnchorBank.known_items`).
 
     Raises:
         InputError: no essay, an essay or comparison id given twice, a comparison or anchor that names an essay
@@ -464,6 +468,7 @@ def compute_bt_scores_and_se(
         np.array([index[loser] for _, loser in results], dtype=np.int64),
         len(ordered_ids),
         winner_first=np.array([comparison.winner is Winner.A for comparison in judged], dtype=np.bool_),
+        known=known,
     )
     wins = dict.fromkeys(ordered_ids, 0)
     losses = dict.fromkeys(ordered_ids, 0)

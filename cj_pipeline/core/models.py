@@ -88,6 +88,7 @@ class PairDesign(StrEnum):
     RANDOM = "random"
     BALANCED = "balanced"
     ADAPTIVE = "adaptive"
+    CALIBRATED = "calibrated"
 
 
 class BatchingMode(StrEnum):
