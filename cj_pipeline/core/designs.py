@@ -272,9 +272,9 @@ class CalibratedDesign:
         """See `Design.plan`."""
         if request.known is None:
             raise PlanningError(
-                "pair_design calibrated needs anchors that an anchor bank has placed, and there are none: judge the "
-                "assignment's anchors in batches of kind calibration first, or choose another CJ_PAIR_DESIGN "
-                "(pair_design), such as adaptive"
+                "pair_design calibrated needs anchors that an anchor bank has placed, and none are given: make a bank "
+                "of batches of kind calibration (core/anchor_bank.py), or choose another CJ_PAIR_DESIGN (pair_design), "
+                "such as adaptive"
             )
         wave = _Wave(request)
         _repair(wave)

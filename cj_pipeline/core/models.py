@@ -90,6 +90,11 @@ class PairDesign(StrEnum):
     ADAPTIVE = "adaptive"
     CALIBRATED = "calibrated"
 
+    @property
+    def needs_bank(self) -> bool:
+        """Whether it pairs by anchors that an anchor bank has placed, and cannot plan without."""
+        return self is PairDesign.CALIBRATED
+
 
 class BatchingMode(StrEnum):
     """How a batch's comparisons travel to the judge."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from cj_pipeline.core.errors import InputError, RequestError
 from cj_pipeline.core.grades import GradeScale, get_grade_scale, parse_grade_scale
-from cj_pipeline.core.models import BatchApiMode, BatchingMode, BatchKind, EssayRole, PairDesign
+from cj_pipeline.core.models import BatchApiMode, BatchingMode, BatchKind, EssayRole
 from cj_pipeline.judges.catalogue import judge_problems, judge_warnings, needs_quality, open_judge
 from cj_pipeline.judges.injection import injection_signs
 from cj_pipeline.judges.simulated import grade_quality
@@ -158,11 +158,11 @@ def _batching_problems(tunables: BatchTunables) -> list[str]:
 
 
 def _design_problems(tunables: BatchTunables) -> list[str]:
-    if tunables.pair_design is PairDesign.CALIBRATED:
+    if tunables.pair_design.needs_bank:
         return [
-            "pair_design is calibrated, which places essays among the anchors of an anchor bank, and batches have none "
-            "to read: set pair_design (CJ_PAIR_DESIGN) to adaptive, coverage, balanced or random. As a library, "
-            "cj_pipeline.core.anchor_bank makes a bank and cj_pipeline.core.designs plans with it"
+            f"pair_design is {tunables.pair_design}, which places essays among the anchors of an anchor bank, and "
+            "batches have none to read: set pair_design (CJ_PAIR_DESIGN) to adaptive, coverage, balanced or random. As "
+            "a library, cj_pipeline.core.anchor_bank makes a bank and cj_pipeline.core.designs plans with it"
         ]
     return []
 

@@ -1,12 +1,15 @@
 """Items placed beforehand: the mode, covariance and evidence spelt out, both frames, symmetries and coverage."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy.integrate import quad
 from scipy.optimize import minimize
 
-from cj_pipeline.core.bradley_terry import fit_bradley_terry, log_marginal_likelihood
+from cj_pipeline.core.bradley_terry import compute_bt_scores_and_se, fit_bradley_terry, log_marginal_likelihood
 from cj_pipeline.core.errors import InputError
+from cj_pipeline.core.models import Comparison, ComparisonStatus, PairMode, Winner
 from cj_pipeline.core.score_prior import LEVEL_PRIOR_SD, known_items
 from cj_pipeline_tests.core.test_bradley_terry import numerical_hessian, random_judgments
 
@@ -199,3 +202,28 @@ def test_a_frame_that_is_not_there_and_maximum_likelihood_beside_known_items_are
         fit_bradley_terry(winners, losers, 7).bank_covariance()
     with pytest.raises(InputError, match="the others need a prior"):
         fit_bradley_terry(winners, losers, 7, prior_sd=None, known=known())
+
+
+def test_a_batch_is_scored_with_known_anchors_by_the_place_of_their_ids():
+    essay_ids = ["b", "z", "a", "k1", "k0"]
+    judgments = [
+        Comparison(
+            comparison_id=f"{i}",
+            wave=1,
+            essay_a=a,
+            essay_b=b,
+            pair_mode=PairMode.COVERAGE,
+            status=ComparisonStatus.JUDGED,
+            winner=Winner.A,
+        )
+        for i, (a, b) in enumerate([("a", "k0"), ("k1", "a"), ("b", "k1"), ("k0", "z"), ("z", "a")])
+    ]
+    # ascending: a, b, k0, k1, z
+    anchors = known(5, items=[2, 3], mean=[-2.0, 2.0], covariance=0.01 * np.eye(2))
+    settings = SimpleNamespace(bt_standard_error_max=2.0)
+    result = compute_bt_scores_and_se(judgments, essay_ids, settings, anchor_ids=["k0", "k1"], known=anchors)
+    assert result.scores["k1"] - result.scores["k0"] == pytest.approx(4.0, abs=0.1)
+    assert sum(result.scores.values()) == pytest.approx(0.0, abs=1e-9)
+    fit = fit_bradley_terry([0, 3, 1, 2, 4], [2, 0, 3, 4, 0], 5, winner_first=np.ones(5, dtype=bool), known=anchors)
+    np.testing.assert_allclose([result.scores[e] for e in sorted(essay_ids)], fit.scores, atol=1e-9)
+    assert list(result.ses_uncapped.values()) == pytest.approx(fit.standard_errors().tolist())
