@@ -11,7 +11,8 @@ normalised) of the grade projections, both over students.
 Beside the pipeline's designs:
 - `calibrated` (with anchors only) has an anchor bank of `BANK_NIGHTS` nights, each with a standard error of
   `BANK_NIGHT_SE` per anchor and the judge's own night-to-night sd of `NIGHT_SD`, tonight included; it is scored with
-  the bank. `balanced+bank` and `adaptive+bank` are scored with it, too, but do not pair by it.
+  the bank. `balanced+bank` and `adaptive+bank` are scored with it, too, but do not pair by it; `calibrated-bank` pairs
+  by it but is scored without.
 - `hybrid-mst` is an information-gain design from the literature (Li, Mantiuk, Wang, Ling & Le Callet 2018,
   Hybrid-MST: a hybrid active sampling strategy for pairwise preference aggregation, NeurIPS 31): a wave is the spanning
   tree of greatest summed information gain, the mutual information of outcome and difference under the normal posterior
@@ -60,7 +61,8 @@ BANK_NIGHT_SE = 0.25
 NIGHT_SD = 0.2
 HYBRID_MST = "hybrid-mst"
 SCORED_WITH_BANK = ("calibrated", "balanced+bank", "adaptive+bank")
-DESIGN_NAMES = (*PairDesign, "balanced+bank", "adaptive+bank", HYBRID_MST)
+WITH_BANK = (*SCORED_WITH_BANK, "calibrated-bank")
+DESIGN_NAMES = (*PairDesign, "balanced+bank", "adaptive+bank", "calibrated-bank", HYBRID_MST)
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def main() -> None:
         for anchors in {"none": [False], "with": [True], "both": [False, True]}[options.anchors]:
             for sd in options.sds:
                 cell = Cell(students, sd, anchors, *judge)
-                designs = [design for design in chosen if anchors or design not in SCORED_WITH_BANK]
+                designs = [design for design in chosen if anchors or design not in WITH_BANK]
                 tasks = [Task(cell, design, r, options.seed) for design in designs for r in range(replications)]
                 report(cell, designs, np.array(list(simulated(tasks, options.processes))), replications, options.seed)
     print(f"{time.monotonic() - started:.0f} s")
@@ -160,7 +162,7 @@ def report(cell: Cell, designs: list[str], errors: np.ndarray, replications: int
             means = values.mean(axis=1)
             worst = (means[number] / means[0]).max()
             upper = float(np.quantile(limits, 0.95, method="higher"))
-            line = f"  {design:13s} share {shown(share)} (upper {shown(upper)})"
+            line = f"  {design:15s} share {shown(share)} (upper {shown(upper)})"
             line += f"  worst of balanced {worst:.3f}"
             if "coverage" in designs:
                 line += f", of coverage {(means[number] / means[designs.index('coverage')]).max():.3f}"
@@ -196,7 +198,8 @@ def simulate(task: Task) -> np.ndarray:
         steps = np.round(np.linspace(0, 9, ANCHORS)).astype(int)
         truth[cell.students :] = CENTRES[steps] + chance.normal(0.0, ANCHOR_SPREAD, ANCHORS)
         grades = {name(cell.students + k): str(step) for k, step in enumerate(steps)}
-    known = bank_of(cell, truth, chance) if task.design in SCORED_WITH_BANK else None
+    known = bank_of(cell, truth, chance) if task.design in WITH_BANK else None
+    scoring = known if task.design in SCORED_WITH_BANK else None
     judge = Judge(cell, truth, np.random.default_rng([task.seed, task.replication, 7]))
     history: list[Comparison] = []
     fit: BradleyTerryFit | None = None
@@ -215,7 +218,7 @@ def simulate(task: Task) -> np.ndarray:
                     history.append(judge.judged(len(history), wave, name(a), name(b)))
                 continue
             if reads_scores and history:
-                fit = fitted(history, n, fit.prior_sd if fit else None, known)
+                fit = fitted(history, n, fit.prior_sd if fit else None, scoring)
             request = WaveRequest(
                 essay_ids=ids,
                 history=history,
@@ -230,9 +233,9 @@ def simulate(task: Task) -> np.ndarray:
                 prior_sd=fit.prior_sd if fit else None,
                 known=known,
             )
-            for pair in plan_next_wave(PairDesign(task.design.removesuffix("+bank")), request):
+            for pair in plan_next_wave(PairDesign(task.design.removesuffix("+bank").removesuffix("-bank")), request):
                 history.append(judge.judged(len(history), wave, pair.essay_a, pair.essay_b))
-        fit = fitted(history, n, known=known)
+        fit = fitted(history, n, known=scoring)
         errors[:, place] = measured(cell, truth, fit, grades)
     return errors
 
