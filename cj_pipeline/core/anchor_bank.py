@@ -32,6 +32,7 @@ References:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import exp, inf
 from typing import Final
 
@@ -329,13 +330,15 @@ def _require_linked(nights: Sequence[NightScores], anchors: Sequence[str]) -> No
         raise InputError(f"no night relates anchors {listed(apart)} to the others: judge some of both in one night")
 
 
+@lru_cache(maxsize=64)
 def _contrasts(n: int) -> FloatArray:
-    """(n, n - 1) orthonormal columns, each summing to zero (Helmert)."""
+    """(n, n - 1) orthonormal columns, each summing to zero (Helmert); read-only."""
     matrix = np.zeros((n, n - 1))
     for k in range(1, n):
         matrix[:k, k - 1] = 1.0
         matrix[k, k - 1] = -k
         matrix[:, k - 1] /= (k * (k + 1)) ** 0.5
+    matrix.flags.writeable = False
     return matrix
 
 
