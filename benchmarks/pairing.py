@@ -1,18 +1,29 @@
 """How many judgments each pairing design needs for the accuracy that `balanced` has with 20 judgments per essay.
 
-Simulated exams, scored as the pipeline scores them (Bradley–Terry, prior width fitted), wave by wave; between two
-looks at the accuracy the width of the last one is kept, which saves most of the time. Every design
+Simulated exams, scored as the pipeline scores them (Bradley–Terry, prior width and order effect fitted), wave by wave;
+between two looks at the accuracy the width of the last one is kept, which saves most of the time. Every design
 judges the same exams, and the same pair judged for the k-th time gets the same answer in all of them (paired
 replications, common random numbers). Without anchors the truth is N(0, sd²) and accuracy is the RMSE of centred scores;
 with anchors, twelve of them lie on grade centres a step of 1.25 logits apart (give or take 0.3), a student's true grade
 is that of the nearest centre, and accuracy is also the ranked probability score (RPS, the sum over grades, not
 normalised) of the grade projections, both over students.
 
+Beside the pipeline's designs:
+- `calibrated` (with anchors only) has an anchor bank of `BANK_NIGHTS` nights, each with a standard error of
+  `BANK_NIGHT_SE` per anchor and the judge's own night-to-night sd of `NIGHT_SD`, tonight included; it is scored with
+  the bank. `balanced+bank` and `adaptive+bank` are scored with it, too, but do not pair by it; `calibrated-bank` pairs
+  by it but is scored without.
+- `hybrid-mst` is an information-gain design from the literature (Li, Mantiuk, Wang, Ling & Le Callet 2018,
+  Hybrid-MST: a hybrid active sampling strategy for pairwise preference aggregation, NeurIPS 31): a wave is the spanning
+  tree of greatest summed information gain, the mutual information of outcome and difference under the normal posterior
+  of the scores, by Gauss-Hermite quadrature. Scores and posterior are those of this program's fit; a coin decides the
+  reading order.
+
 Printed per cell: the accuracy of `balanced` at 20 with its Monte Carlo standard error, and per design the judgments
 needed for it as a share of those 20, with the upper 95 % limit (one-sided, bootstrap over replications), and the worst
 ratio to `balanced` and `coverage` at any budget looked at (from 4 to 26 judgments per essay).
 
-Run: python benchmarks/pairing.py [--quick | --replications 200 [--large]] [--essays 24 100] [--sds 0.5 1 2 4]
+Run: python benchmarks/pairing.py [--quick | --reps 200 [--large]] [--essays 24 100] [--sds 0.5 1 2 4]
      [--anchors none|with|both] [--designs ...] [--order-effect 0] [--lapses 0] [--repeat-agreement 0]
      [--processes 1] [--seed 1]
 """
@@ -30,10 +41,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from cj_pipeline.core.anchor_bank import NightScores, estimate_bank
 from cj_pipeline.core.bradley_terry import BradleyTerryFit, fit_bradley_terry
 from cj_pipeline.core.designs import DENSE_UP_TO_ESSAYS, WaveRequest, plan_next_wave
 from cj_pipeline.core.grades import GradeScale, project_grades
 from cj_pipeline.core.models import Comparison, ComparisonStatus, PairDesign, PairMode, Winner
+from cj_pipeline.core.score_prior import KnownItems
 
 CHECKPOINTS = (4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26)  # judgments per essay
 REFERENCE = 20
@@ -43,6 +56,13 @@ ANCHORS = 12
 SCALE = GradeScale("ten", tuple("0123456789"))
 CENTRES = STEP * (np.arange(10) - 4.5)
 BOOTSTRAPS = 2000
+BANK_NIGHTS = 8
+BANK_NIGHT_SE = 0.25
+NIGHT_SD = 0.2
+HYBRID_MST = "hybrid-mst"
+SCORED_WITH_BANK = ("calibrated", "balanced+bank", "adaptive+bank")
+WITH_BANK = (*SCORED_WITH_BANK, "calibrated-bank")
+DESIGN_NAMES = (*PairDesign, "balanced+bank", "adaptive+bank", "calibrated-bank", HYBRID_MST)
 
 
 @dataclass(frozen=True)
@@ -66,7 +86,7 @@ class Task:
     """One exam under one design."""
 
     cell: Cell
-    design: PairDesign
+    design: str
     replication: int
     seed: int
 
@@ -75,12 +95,18 @@ def main() -> None:
     """Simulate and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="12 replications at 24 essays (the default)")
-    parser.add_argument("--replications", type=int, help="exams per cell, at 24 and 100 essays unless said otherwise")
+    parser.add_argument(
+        "--reps",
+        "--replications",
+        dest="replications",
+        type=int,
+        help="exams per cell, at 24 and 100 essays unless said otherwise",
+    )
     parser.add_argument("--large", action="store_true", help="500 essays, too")
     parser.add_argument("--essays", type=int, nargs="+", help="students per exam")
     parser.add_argument("--sds", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0])
     parser.add_argument("--anchors", choices=["none", "with", "both"], default="both")
-    parser.add_argument("--designs", nargs="+", type=PairDesign, default=list(PairDesign))
+    parser.add_argument("--designs", nargs="+", choices=DESIGN_NAMES, default=list(DESIGN_NAMES))
     parser.add_argument("--order-effect", type=float, default=0.0, help="logits in favour of the essay read first")
     parser.add_argument("--lapses", type=float, default=0.0, help="share of judgments that a coin decides")
     parser.add_argument("--repeat-agreement", type=float, default=0.0, help="share of repeats that copy the first")
@@ -92,7 +118,7 @@ def main() -> None:
     if options.large:
         essays = [*essays, 500]
     judge = (options.order_effect, options.lapses, options.repeat_agreement)
-    designs = list(dict.fromkeys([PairDesign.BALANCED, *options.designs]))
+    chosen = list(dict.fromkeys(["balanced", *map(str, options.designs)]))
     print(
         f"{replications} paired replications a cell, seed {options.seed}; order effect {judge[0]}, lapses {judge[1]}, "
         f"repeat agreement {judge[2]}. Share: judgments needed for the accuracy of balanced at {REFERENCE} per essay."
@@ -102,6 +128,7 @@ def main() -> None:
         for anchors in {"none": [False], "with": [True], "both": [False, True]}[options.anchors]:
             for sd in options.sds:
                 cell = Cell(students, sd, anchors, *judge)
+                designs = [design for design in chosen if anchors or design not in WITH_BANK]
                 tasks = [Task(cell, design, r, options.seed) for design in designs for r in range(replications)]
                 report(cell, designs, np.array(list(simulated(tasks, options.processes))), replications, options.seed)
     print(f"{time.monotonic() - started:.0f} s")
@@ -116,7 +143,7 @@ def simulated(tasks: list[Task], processes: int) -> Iterator[np.ndarray]:
         yield from pool.imap(simulate, tasks, chunksize=2)
 
 
-def report(cell: Cell, designs: list[PairDesign], errors: np.ndarray, replications: int, seed: int) -> None:
+def report(cell: Cell, designs: list[str], errors: np.ndarray, replications: int, seed: int) -> None:
     """Print one cell; `errors` is (designs x replications, 2, checkpoints)."""
     curves = errors.reshape(len(designs), replications, 2, len(CHECKPOINTS))
     chance = np.random.default_rng([seed, 99])
@@ -135,10 +162,10 @@ def report(cell: Cell, designs: list[PairDesign], errors: np.ndarray, replicatio
             means = values.mean(axis=1)
             worst = (means[number] / means[0]).max()
             upper = float(np.quantile(limits, 0.95, method="higher"))
-            line = f"  {design.value:9s} share {shown(share)} (upper {shown(upper)})"
+            line = f"  {design:15s} share {shown(share)} (upper {shown(upper)})"
             line += f"  worst of balanced {worst:.3f}"
-            if PairDesign.COVERAGE in designs:
-                line += f", of coverage {(means[number] / means[designs.index(PairDesign.COVERAGE)]).max():.3f}"
+            if "coverage" in designs:
+                line += f", of coverage {(means[number] / means[designs.index('coverage')]).max():.3f}"
             error = (values[number, :, place] - reference).std(ddof=1) / math.sqrt(replications)
             line += f"  at {REFERENCE}: {means[number, place]:.4f} (difference +- {error:.4f})"
             print(line, flush=True)
@@ -171,20 +198,27 @@ def simulate(task: Task) -> np.ndarray:
         steps = np.round(np.linspace(0, 9, ANCHORS)).astype(int)
         truth[cell.students :] = CENTRES[steps] + chance.normal(0.0, ANCHOR_SPREAD, ANCHORS)
         grades = {name(cell.students + k): str(step) for k, step in enumerate(steps)}
-    judge = Judge(cell, truth, chance)
+    known = bank_of(cell, truth, chance) if task.design in WITH_BANK else None
+    scoring = known if task.design in SCORED_WITH_BANK else None
+    judge = Judge(cell, truth, np.random.default_rng([task.seed, task.replication, 7]))
     history: list[Comparison] = []
     fit: BradleyTerryFit | None = None
     errors = np.full((2, len(CHECKPOINTS)), np.nan)
     ids = [name(i) for i in range(n)]
-    # the adaptive design makes its own fit of up to that many essays, and the random ones need none
-    reads_scores = task.design is PairDesign.COVERAGE or n > DENSE_UP_TO_ESSAYS
+    # designs that go by a covariance make their own fit of up to that many essays, and the random ones need none
+    reads_scores = task.design == "coverage" or n > DENSE_UP_TO_ESSAYS
+    tree_chance = np.random.default_rng([task.seed, task.replication, 8])
     wave = 0
     for place, checkpoint in enumerate(CHECKPOINTS):
         end = checkpoint * n // 2
         while len(history) < end:
             wave += 1
+            if task.design == HYBRID_MST:
+                for a, b in spanning_tree(history, n, fit.prior_sd if fit else None, tree_chance)[: end - len(history)]:
+                    history.append(judge.judged(len(history), wave, name(a), name(b)))
+                continue
             if reads_scores and history:
-                fit = fitted(history, n, fit.prior_sd if fit else None)
+                fit = fitted(history, n, fit.prior_sd if fit else None, scoring)
             request = WaveRequest(
                 essay_ids=ids,
                 history=history,
@@ -197,10 +231,11 @@ def simulate(task: Task) -> np.ndarray:
                 mode=PairMode.COVERAGE if len(history) < n * (n - 1) // 2 else PairMode.RESAMPLING,
                 anchor_grades=grades,
                 prior_sd=fit.prior_sd if fit else None,
+                known=known,
             )
-            for pair in plan_next_wave(task.design, request):
+            for pair in plan_next_wave(PairDesign(task.design.removesuffix("+bank").removesuffix("-bank")), request):
                 history.append(judge.judged(len(history), wave, pair.essay_a, pair.essay_b))
-        fit = fitted(history, n)
+        fit = fitted(history, n, known=scoring)
         errors[:, place] = measured(cell, truth, fit, grades)
     return errors
 
@@ -244,10 +279,68 @@ def name(i: int) -> str:
     return f"e{i:05d}"
 
 
-def fitted(history: list[Comparison], n: int, prior_sd: float | None = None) -> BradleyTerryFit:
+def bank_of(cell: Cell, truth: np.ndarray, chance: np.random.Generator) -> KnownItems:
+    """What some nights before this one make known of the anchors, whose scores tonight are the truth."""
+    tonight = truth[cell.students :]
+    usual = tonight - NIGHT_SD * chance.standard_normal(ANCHORS)
+    anchors = tuple(f"k{k:02d}" for k in range(ANCHORS))
+    centring = np.eye(ANCHORS) - 1.0 / ANCHORS
+    nights = [
+        NightScores(
+            f"night-{t}",
+            anchors,
+            centring @ (usual + math.hypot(NIGHT_SD, BANK_NIGHT_SE) * chance.standard_normal(ANCHORS)),
+            BANK_NIGHT_SE**2 * centring,
+        )
+        for t in range(BANK_NIGHTS)
+    ]
+    items = {anchor: cell.students + k for k, anchor in enumerate(anchors)}
+    return estimate_bank(nights).known_items(items, cell.essays, batch="tonight")
+
+
+def spanning_tree(
+    history: list[Comparison], n: int, prior_sd: float | None, chance: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Hybrid-MST: the pairs of the spanning tree of greatest information gain, each in a random order (A, B)."""
+    from scipy.sparse.csgraph import minimum_spanning_tree
+
+    gain = np.ones((n, n))
+    if history:
+        fit = fitted(history, n, prior_sd)
+        covariance = fit.covariance()
+        spread = np.sqrt(np.diag(covariance)[:, None] + np.diag(covariance)[None, :] - 2.0 * covariance)
+        gain = mutual_information(fit.scores[:, None] - fit.scores[None, :], spread)
+    # ties, as in the first wave, fall by chance
+    cost = 1.0 / (np.maximum(gain, 1e-12) * (1.0 + 1e-6 * chance.random((n, n))))
+    first, second = minimum_spanning_tree(np.triu(cost, 1)).nonzero()
+    order = chance.permutation(first.size)
+    flip = chance.random(first.size) < 0.5
+    a, b = np.where(flip, second, first)[order], np.where(flip, first, second)[order]
+    return list(zip(a.tolist(), b.tolist(), strict=True))
+
+
+def mutual_information(difference: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Of a judgment's outcome and a difference ~ N(difference, spread²), nats."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(15)
+    logits = difference[..., None] + spread[..., None] * nodes
+    win = 1.0 / (1.0 + np.exp(-logits))
+    weights = weights / weights.sum()
+    return entropy(win @ weights) - entropy(win) @ weights
+
+
+def entropy(share: np.ndarray) -> np.ndarray:
+    share = np.clip(share, 1e-12, 1.0 - 1e-12)
+    return -share * np.log(share) - (1.0 - share) * np.log(1.0 - share)
+
+
+def fitted(
+    history: list[Comparison], n: int, prior_sd: float | None = None, known: KnownItems | None = None
+) -> BradleyTerryFit:
     winners = np.array([int(c.winner_id[1:]) for c in history])
     losers = np.array([int(c.loser_id[1:]) for c in history])
-    return fit_bradley_terry(winners, losers, n, prior_sd="fitted" if prior_sd is None else prior_sd)
+    first = np.array([c.winner is Winner.A for c in history])
+    width = "fitted" if prior_sd is None else prior_sd
+    return fit_bradley_terry(winners, losers, n, prior_sd=width, winner_first=first, known=known)
 
 
 def measured(cell: Cell, truth: np.ndarray, fit: BradleyTerryFit, grades: dict[str, str]) -> tuple[float, float]:

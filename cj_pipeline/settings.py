@@ -96,7 +96,8 @@ class BatchTunables(BaseModel):
         PairDesign.ADAPTIVE,
         description="how pairs are chosen: adaptive (balanced first, then what tells most: the most accuracy for a "
         "budget), coverage (every pair once, then where it is uncertain), balanced (random, equal exposure: pairing "
-        "that ignores results) or random. Small nets are always planned by coverage.",
+        "that ignores results) or random. Small nets are always planned by coverage. calibrated needs an anchor bank, "
+        "which batches do not have: it is refused at submission.",
     )
     pair_generation_seed: int = Field(
         20260101, ge=0, description="integer. With the batch id and wave it decides every tie in pairing."

@@ -1,8 +1,9 @@
-"""Which design plans a wave: coverage, random, balanced or adaptive, behind one protocol.
+"""Which design plans a wave: coverage, random, balanced, adaptive or calibrated, behind one protocol.
 
 Here: the designs that `pair_design` chooses between, what they are given (`WaveRequest`), and the two functions the
 wave loop calls. Not here: the matchings of the coverage design and the size of a wave (`pairing`), the fit that the
-adaptive design reads (`bradley_terry`), and when to plan or stop (`completion`).
+adaptive and calibrated designs read (`bradley_terry`), where known positions come from (`anchor_bank`), and when to
+plan or stop (`completion`).
 
 What every design keeps. A plan has as many pairs as were asked for (only `coverage` may be shorter, see `pairing`).
 It is a function of its request alone: ties and chance come from a hash of (seed, batch, wave), whatever the order of
@@ -17,6 +18,8 @@ are compared first.
   once, in pairs not seen before as far as possible; so exposures differ by at most one after every comparison.
 - `adaptive`: rounds of `balanced` until every essay has had `OPENING` judgments (`OPENING_WITH_ANCHORS` with anchors),
   then one after another the pair whose judgment tells most. A pair is repeated only in the other order, once.
+- `calibrated`: from the first comparison the pair that tells most about where essays stand on the scale of the anchor
+  bank, whose anchors have a place before anything is judged. A pair is repeated as under `adaptive`.
 
 What a judgment tells. Let V be the posterior covariance of the scores, x = e_i - e_j, and w the information that one
 judgment of the pair is expected to have about its difference. The judgment takes V to V - V x xᵀ V w / (1 + w xᵀVx)
@@ -30,6 +33,15 @@ p = logistic(d) and d ~ N(m, s²), m the difference of the scores: MacKay's (199
 integral, differentiated, gives w = κ p̃(1-p̃) with p̃ = logistic(κ m) and κ = 1/√(1 + πs²/8). A gain only grows with
 the variance of a *difference*, so anchors and students, and the essays between them, are compared as far as what is
 not known of their distances asks for; a variance that all scores share is worth nothing.
+
+With anchors in the bank, what decides is each other essay's place on the bank's scale. V is then the covariance of the
+bank frame, with known anchors under their full prior, and a judgment is worth the fall of the summed variances of all
+other essays T (A-optimality; Chaloner & Verdinelli 1995),
+
+    fall(i, j) = w Σ_{k in T} (V x)_k² / (1 + w s²)
+
+Because the level of the others is free, these are the variances of contrasts: an essay minus the weighted mean of the
+known anchors, which no comparison moves.
 
 Beyond `DENSE_UP_TO_ESSAYS` no covariance is computed: scores are taken as independent with their standard errors,
 essays within `REACH` in score are candidates, and all candidates are weighed once per block, a block being a matching.
@@ -47,16 +59,18 @@ import hashlib
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cj_pipeline.core.bradley_terry import fit_bradley_terry
+from cj_pipeline.core.bradley_terry import BradleyTerryFit, fit_bradley_terry
+from cj_pipeline.core.errors import PlanningError
 from cj_pipeline.core.models import Comparison, ComparisonStatus, PairDesign, PairMode, PlannedPair, Winner
 from cj_pipeline.core.pairing import SEEN, check_wave_request, plan_single_wave, plan_wave
+from cj_pipeline.core.score_prior import KnownItems
 
 OPENING: Final = 6
 """Judgments per essay from balanced rounds before pairing looks at scores: they protect early accuracy."""
@@ -104,6 +118,8 @@ class WaveRequest:
         small_net: whether the batch stops after its resampling passes; it is then planned by the coverage design.
         anchor_grades: essay id to expert grade, of the anchors.
         balance_positions: False: the order of each pair is drawn, and every pair is eligible.
+        known: anchors that the bank has placed, as items of the ascending essay ids (`AnchorBank.known_items`). Only
+            the calibrated design reads it, and needs it.
     """
 
     essay_ids: Sequence[str]
@@ -119,6 +135,7 @@ class WaveRequest:
     anchor_grades: Mapping[str, str] = field(default_factory=dict)
     balance_positions: bool = True
     prior_sd: float | None = None
+    known: KnownItems | None = None
 
 
 class Design(Protocol):
@@ -131,7 +148,7 @@ class Design(Protocol):
 
         Raises:
             PlanningError: fewer than two essays, an essay twice, size < 1, a score or standard error that is not a
-                number, or a history of other essays.
+                number, a history of other essays, or the calibrated design without known anchors.
         """
 
 
@@ -149,7 +166,7 @@ def plan_whole_budget(
 ) -> list[PlannedPair]:
     """Plan all that a batch may submit as one wave, for judges that take a whole job at once.
 
-    There are no scores to go by within such a wave, so `adaptive` is `balanced` here.
+    There are no scores to go by within such a wave, so `adaptive` and `calibrated` are `balanced` here.
 
     Args:
         design: how pairs are chosen.
@@ -172,7 +189,8 @@ def plan_whole_budget(
             wave=request.wave,
             balance_positions=request.balance_positions,
         )
-    return DESIGNS[design].plan(replace(request, scores={}, ses={}))
+    blind = PairDesign.BALANCED if design in (PairDesign.ADAPTIVE, PairDesign.CALIBRATED) else design
+    return DESIGNS[blind].plan(replace(request, scores={}, ses={}))
 
 
 class CoverageDesign:
@@ -247,11 +265,34 @@ class AdaptiveDesign:
         return wave.pairs
 
 
+class CalibratedDesign:
+    """The pairs that tell most about where essays stand among anchors that the bank has placed."""
+
+    def plan(self, request: WaveRequest) -> list[PlannedPair]:
+        """See `Design.plan`."""
+        if request.known is None:
+            raise PlanningError(
+                "pair_design calibrated needs anchors that an anchor bank has placed, and none are given: make a bank "
+                "of batches of kind calibration (core/anchor_bank.py), or choose another CJ_PAIR_DESIGN (pair_design), "
+                "such as adaptive"
+            )
+        wave = _Wave(request)
+        _repair(wave)
+        if wave.n <= DENSE_UP_TO_ESSAYS:
+            _add_by_places(wave, request, request.known)
+        elif request.scores:
+            _add_by_neighbours(wave, request)
+        # every pair has been seen in both orders, or there is nothing to go by
+        _add_balanced(wave, wave.room)
+        return wave.pairs
+
+
 DESIGNS: Final[Mapping[PairDesign, Design]] = {
     PairDesign.COVERAGE: CoverageDesign(),
     PairDesign.RANDOM: RandomDesign(),
     PairDesign.BALANCED: BalancedDesign(),
     PairDesign.ADAPTIVE: AdaptiveDesign(),
+    PairDesign.CALIBRATED: CalibratedDesign(),
 }
 
 
@@ -450,10 +491,64 @@ def expected_gain(difference: FloatArray, variance: FloatArray) -> FloatArray:
     return gain
 
 
+def expected_fall(difference: FloatArray, covariance: FloatArray, targets: IntArray) -> FloatArray:
+    """By how much one judgment of each pair is expected to lower the summed variance of some items, logits².
+
+    Args:
+        difference: (n, n) logits; the expected difference of the two scores.
+        covariance: (n, n) logits², of the scores.
+        targets: (k,) items whose variances count.
+
+    Returns:
+        (n, n) w Σ_k (V x)_k² / (1 + w s²), symmetric.
+    """
+    variance = _of_differences(covariance)
+    weight = expected_information(difference, variance)
+    rows = covariance[targets]
+    fall: FloatArray = weight * _of_differences(rows.T @ rows) / (1.0 + weight * variance)
+    return fall
+
+
 def _add_by_covariance(wave: _Wave, request: WaveRequest) -> None:
-    """Add the best pair after another, the covariance brought up to date after each, until none may be chosen."""
+    """Add pairs by what they tell about all differences, until none may be chosen."""
+    fit = _fit(wave, request, None)
+    _add_greedily(
+        wave,
+        fit.scores,
+        fit.covariance().copy(),
+        lambda difference, covariance: expected_gain(difference, _of_differences(covariance)),
+    )
+
+
+def _add_by_places(wave: _Wave, request: WaveRequest, known: KnownItems) -> None:
+    """Add pairs by what they tell about places on the bank's scale, until none may be chosen."""
+    fit = _fit(wave, request, known)
+    others = np.setdiff1d(np.arange(wave.n), known.items)
+    # with every essay in the bank, it is their places that remain
+    targets = others if others.size else np.arange(wave.n)
+    _add_greedily(
+        wave,
+        fit.scores,
+        fit.bank_covariance().copy(),
+        lambda difference, covariance: expected_fall(difference, covariance, targets),
+    )
+
+
+def _add_greedily(
+    wave: _Wave,
+    scores: FloatArray,
+    covariance: FloatArray,
+    worth: Callable[[FloatArray, FloatArray], FloatArray],
+) -> None:
+    """Add the best pair after another, the covariance brought up to date after each, until none may be chosen.
+
+    Args:
+        wave: the wave in the making.
+        scores: (n,) logits.
+        covariance: (n, n) logits²; changed in place.
+        worth: what a judgment of each pair is worth, from (n, n) differences and the covariance.
+    """
     index = {essay: i for i, essay in enumerate(wave.ids)}
-    scores, covariance = _posterior(wave, request, index)
     difference = scores[:, None] - scores[None, :]
     rank = np.argsort(wave.shuffled(range(wave.n)))
     seen: BoolArray = np.zeros((wave.n, wave.n), dtype=np.bool_)
@@ -462,7 +557,7 @@ def _add_by_covariance(wave: _Wave, request: WaveRequest) -> None:
     for planned in wave.pairs:  # what was left of the opening
         _learn(covariance, difference, index[planned.essay_a], index[planned.essay_b])
     while wave.room:
-        gain = np.where(_choosable(wave, seen), expected_gain(difference, _of_differences(covariance)), -np.inf)
+        gain = np.where(_choosable(wave, seen), worth(difference, covariance), -np.inf)
         best = float(gain.max())
         if best == -np.inf:
             return
@@ -473,15 +568,15 @@ def _add_by_covariance(wave: _Wave, request: WaveRequest) -> None:
         _learn(covariance, difference, i, j)
 
 
-def _posterior(wave: _Wave, request: WaveRequest, index: Mapping[str, int]) -> tuple[FloatArray, FloatArray]:
-    """(n,) scores and (n, n) covariance by the fit of what was judged so far, with the order effect as in any score."""
+def _fit(wave: _Wave, request: WaveRequest, known: KnownItems | None) -> BradleyTerryFit:
+    """The fit of what was judged so far, with the order effect as in any score."""
+    index = {essay: i for i, essay in enumerate(wave.ids)}
     judged = sorted((c for c in request.history if c.winner_id and c.loser_id), key=lambda c: c.comparison_id)
     winners = np.array([index[c.winner_id or ""] for c in judged], dtype=np.int64)
     losers = np.array([index[c.loser_id or ""] for c in judged], dtype=np.int64)
     first = np.array([c.winner is Winner.A for c in judged], dtype=np.bool_)
     width: float | Literal["fitted"] = "fitted" if request.prior_sd is None else request.prior_sd
-    fit = fit_bradley_terry(winners, losers, wave.n, prior_sd=width, winner_first=first)
-    return fit.scores, fit.covariance().copy()
+    return fit_bradley_terry(winners, losers, wave.n, prior_sd=width, winner_first=first, known=known)
 
 
 def _add_by_neighbours(wave: _Wave, request: WaveRequest) -> None:

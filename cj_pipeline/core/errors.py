@@ -4,6 +4,11 @@ Errors of a single room (judges, ledger) live beside their room's code and deriv
 classes here. Error texts never carry essay text, justifications or keys.
 """
 
+from collections.abc import Sequence
+from typing import Final
+
+_ITEMS_NAMED: Final = 20
+
 
 class CJError(Exception):
     """Base of every error this program raises on purpose. `cj` prints it without a traceback, exit code 1."""
@@ -60,3 +65,10 @@ class GradeScaleError(InputError):
 
 class PlanningError(CJError):
     """A wave was asked for that cannot be planned (fewer than two essays, no room in the budget)."""
+
+
+def listed(items: Sequence[object]) -> str:
+    """The items as an error names them: the first `_ITEMS_NAMED` with commas between, and how many more."""
+    text = ", ".join(str(item) for item in items[:_ITEMS_NAMED])
+    more = len(items) - _ITEMS_NAMED
+    return f"{text} and {more} more" if more > 0 else text

@@ -109,20 +109,13 @@ def judgment_table(
     Raises:
         InputError: arrays of unequal length or wrong type, an index out of range, an item against itself.
     """
-    if isinstance(n_items, bool) or not isinstance(n_items, int | np.integer) or n_items < 1:
-        raise InputError(f"n_items must be a positive integer, not {n_items!r}")
-    won, lost = item_indices("winners", winners, int(n_items)), item_indices("losers", losers, int(n_items))
-    if won.size != lost.size:
-        raise InputError(f"winners and losers must be of equal length, not {won.size} and {lost.size}")
-    itself = np.flatnonzero(won == lost)
-    if itself.size:
-        raise InputError(f"judgment {itself[0]}: item {won[itself[0]]} is compared with itself")
+    n, won, lost = checked_judgments(winners, losers, n_items)
     if winner_read_first is None:
-        return JudgmentTable(int(n_items), won, lost)
+        return JudgmentTable(n, won, lost)
     order = np.asarray(winner_read_first)
     if order.shape != won.shape or (order.size and order.dtype != np.bool_):
         raise InputError(f"winner_read_first must be {won.size} booleans, not {order.dtype} {order.shape}")
-    return JudgmentTable(int(n_items), won, lost, order.astype(np.bool_))
+    return JudgmentTable(n, won, lost, order.astype(np.bool_))
 
 
 def judgment_table_of(comparisons: Iterable[Comparison], essay_ids: Sequence[str]) -> JudgmentTable:
@@ -154,12 +147,26 @@ def judgment_table_of(comparisons: Iterable[Comparison], essay_ids: Sequence[str
     )
 
 
-def item_indices(name: str, values: ArrayLike, n_items: int) -> IntArray:
-    """`values` as an array of item indices.
+def checked_judgments(winners: ArrayLike, losers: ArrayLike, n_items: int) -> tuple[int, IntArray, IntArray]:
+    """`n_items`, and `winners` and `losers` as arrays of item indices.
 
     Raises:
-        InputError: not one-dimensional, not integers, or an index not in 0 … n_items - 1; the message says `name`.
+        InputError: `n_items` is not a positive integer; arrays of unequal length or wrong type, an index out of range,
+            an item against itself.
     """
+    if isinstance(n_items, bool) or not isinstance(n_items, int | np.integer) or n_items < 1:
+        raise InputError(f"n_items must be a positive integer, not {n_items!r}")
+    n = int(n_items)
+    won, lost = _item_indices("winners", winners, n), _item_indices("losers", losers, n)
+    if won.size != lost.size:
+        raise InputError(f"winners and losers must be of equal length, not {won.size} and {lost.size}")
+    itself = np.flatnonzero(won == lost)
+    if itself.size:
+        raise InputError(f"judgment {itself[0]}: item {won[itself[0]]} is compared with itself")
+    return n, won, lost
+
+
+def _item_indices(name: str, values: ArrayLike, n_items: int) -> IntArray:
     array = np.asarray(values)
     if array.ndim != 1:
         raise InputError(f"{name} must be one-dimensional, not of shape {array.shape}")

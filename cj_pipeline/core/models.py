@@ -88,6 +88,12 @@ class PairDesign(StrEnum):
     RANDOM = "random"
     BALANCED = "balanced"
     ADAPTIVE = "adaptive"
+    CALIBRATED = "calibrated"
+
+    @property
+    def needs_bank(self) -> bool:
+        """Whether it pairs by anchors that an anchor bank has placed, and cannot plan without."""
+        return self is PairDesign.CALIBRATED
 
 
 class BatchingMode(StrEnum):

@@ -79,7 +79,7 @@ _SEED: Final = 20_240_501
 
 
 class Pairs(Protocol):
-    """Judgments added up over unordered pairs, as `bradley_terry.PairCounts` holds them."""
+    """Judgments added up over unordered pairs, as `pair_counts.PairCounts` holds them."""
 
     @property
     def n_items(self) -> int:

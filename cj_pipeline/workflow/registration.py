@@ -133,7 +133,7 @@ def request_problems(ledger: Ledger, settings: CJSettings, request: BatchRequest
     judge_name = request.judge or DEFAULT_JUDGE
     tunables = effective_tunables(settings, request.overrides)
     against = judge_problems(judge_name, judge_setup(settings, tunables))
-    problems += against + _batching_problems(tunables)
+    problems += against + _batching_problems(tunables) + _design_problems(tunables)
     try:
         wants_quality = needs_quality(judge_name)
     except InputError:
@@ -153,6 +153,16 @@ def _batching_problems(tunables: BatchTunables) -> list[str]:
         return [
             "llm_batching_mode is provider_batch_api but batch_api_mode is disabled: set batch_api_mode to nightly or "
             "opportunistic, or choose another llm_batching_mode"
+        ]
+    return []
+
+
+def _design_problems(tunables: BatchTunables) -> list[str]:
+    if tunables.pair_design.needs_bank:
+        return [
+            f"pair_design is {tunables.pair_design}, which places essays among the anchors of an anchor bank, and "
+            "batches have none to read: set pair_design (CJ_PAIR_DESIGN) to adaptive, coverage, balanced or random. As "
+            "a library, cj_pipeline.core.anchor_bank makes a bank and cj_pipeline.core.designs plans with it"
         ]
     return []
 

@@ -24,10 +24,11 @@ from cj_pipeline.core.designs import (
 from cj_pipeline.core.errors import PlanningError
 from cj_pipeline.core.models import Comparison, ComparisonStatus, PairDesign, PairMode, Winner
 from cj_pipeline.core.pairing import plan_single_wave, plan_wave
+from cj_pipeline.core.score_prior import known_items
 
 JUDGED, FAILED, WITHDRAWN = ComparisonStatus.JUDGED, ComparisonStatus.FAILED, ComparisonStatus.WITHDRAWN
-COVERAGE, RANDOM, BALANCED, ADAPTIVE = PairDesign
-NEW_DESIGNS = (RANDOM, BALANCED, ADAPTIVE)
+COVERAGE, RANDOM, BALANCED, ADAPTIVE, CALIBRATED = PairDesign
+NEW_DESIGNS = (RANDOM, BALANCED, ADAPTIVE, CALIBRATED)
 each_new_design = pytest.mark.parametrize("design", NEW_DESIGNS)
 some = settings(deadline=None, max_examples=20)
 
@@ -36,8 +37,14 @@ def names(n):
     return [f"essay-{i:05d}" for i in range(n)]
 
 
+def placed(essay_ids):
+    """Every third essay has a place in a bank, one logit apart."""
+    items = np.arange(0, len(essay_ids), 3)
+    return known_items(items, np.arange(items.size) - items.size / 2, 0.1 * np.eye(items.size), len(essay_ids))
+
+
 def request(essay_ids, history=(), *, size=10, wave=1, **changes):
-    fields = {"scores": {}, "ses": {}, "seed": 7, "batch_id": "batch"}
+    fields = {"scores": {}, "ses": {}, "seed": 7, "batch_id": "batch", "known": placed(essay_ids)}
     return WaveRequest(essay_ids=essay_ids, history=history, size=size, wave=wave, **{**fields, **changes})
 
 
@@ -64,13 +71,13 @@ def judge(history, pairs, truth, chance, *, wave, failure_rate=0.0):
         )
 
 
-def fitted(history, essay_ids, prior_sd="fitted"):
+def fitted(history, essay_ids, prior_sd="fitted", known=None):
     index = {essay: i for i, essay in enumerate(essay_ids)}
     judged = [c for c in history if c.status is JUDGED]
     winners = np.array([index[c.winner_id] for c in judged], dtype=np.int64)
     losers = np.array([index[c.loser_id] for c in judged], dtype=np.int64)
     first = np.array([c.winner is Winner.A for c in judged], dtype=np.bool_)
-    return fit_bradley_terry(winners, losers, len(essay_ids), prior_sd=prior_sd, winner_first=first)
+    return fit_bradley_terry(winners, losers, len(essay_ids), prior_sd=prior_sd, winner_first=first, known=known)
 
 
 def scored(history, essay_ids):
@@ -269,13 +276,14 @@ def test_the_coverage_design_is_the_one_of_pairing():
     assert plan_next_wave(COVERAGE, asked) == expected
 
 
-def test_a_whole_budget_planned_at_once_is_balanced_under_the_adaptive_design():
-    essay_ids, _, history = examine(ADAPTIVE, 12, sizes=[6] * 8, seed=1)
+@pytest.mark.parametrize("design", [ADAPTIVE, CALIBRATED])
+def test_a_whole_budget_planned_at_once_is_balanced_under_designs_that_go_by_scores(design):
+    essay_ids, _, history = examine(design, 12, sizes=[6] * 8, seed=1)
     whole = request(essay_ids, history, size=50, wave=9, **scored(history, essay_ids))
-    plan = plan_whole_budget(ADAPTIVE, whole, least=10)
+    plan = plan_whole_budget(design, whole, least=10)
     assert len(plan) == 50
     assert plan == plan_whole_budget(BALANCED, whole, least=10)
-    assert plan != plan_next_wave(ADAPTIVE, whole)
+    assert plan != plan_next_wave(design, whole)
 
 
 # --- balanced and random -------------------------------------------------------------------------------------------
@@ -387,6 +395,58 @@ def test_each_adaptive_choice_is_the_best_of_all_pairs_that_may_be_chosen(n, see
         seen.add((pair.essay_a, pair.essay_b))
 
 
+@settings(deadline=None, max_examples=15)
+@given(n=st.integers(3, 8), seed=st.integers(0, 2**32), played=st.booleans())
+def test_each_calibrated_choice_leaves_the_least_summed_variance_of_unplaced_essays(n, seed, played):
+    essay_ids, _, history = examine(BALANCED, n, sizes=[2 * n], seed=seed, sd=1.5) if played else (names(n), {}, [])
+    known = placed(essay_ids)
+    plan = plan_next_wave(CALIBRATED, request(essay_ids, history, size=n, wave=2, seed=seed, prior_sd=1.5))
+    fit = fitted(history, essay_ids, prior_sd=1.5, known=known)
+    covariance, others = fit.bank_covariance(), np.setdiff1d(np.arange(n), known.items)
+    skew, seen = Counter(), set()
+    for c in history:
+        skew.update({c.essay_a: 1})
+        skew.subtract({c.essay_b: 1})
+        seen.add((c.essay_a, c.essay_b))
+    for pair in plan:
+        left = {}
+        for a, b in [(a, b) for a in essay_ids for b in essay_ids if a != b]:
+            if skew[a] > skew[b] or skew[a] * skew[b] > 0 or (a, b) in seen:
+                continue
+            i, j = essay_ids.index(a), essay_ids.index(b)
+            variance = covariance[i, i] + covariance[j, j] - 2 * covariance[i, j]
+            weight = float(expected_information(fit.scores[i] - fit.scores[j], variance))
+            after = log_determinant_gain(covariance, i, j, weight)[1]
+            left[a, b] = (np.diag(after)[others].sum(), after)
+        if not left:
+            break  # seen in both orders: what remains is balanced
+        chosen = left[pair.essay_a, pair.essay_b]
+        assert chosen[0] == pytest.approx(min(value[0] for value in left.values()), rel=1e-6)
+        covariance = chosen[1]
+        skew.update({pair.essay_a: 1})
+        skew.subtract({pair.essay_b: 1})
+        seen.add((pair.essay_a, pair.essay_b))
+
+
+def test_placed_anchors_are_met_from_the_first_wave_on_and_not_compared_with_each_other():
+    essay_ids = names(24)
+    anchors = {essay_ids[item] for item in placed(essay_ids).items}
+    plan = plan_next_wave(CALIBRATED, request(essay_ids, size=16))
+    assert all(len(anchors & {pair.essay_a, pair.essay_b}) < 2 for pair in plan)
+    met = Counter(essay for pair in plan for essay in (pair.essay_a, pair.essay_b) if essay not in anchors)
+    assert set(met) == set(essay_ids) - anchors
+
+
+def test_without_a_bank_the_calibrated_design_is_refused_with_the_setting_and_the_remedy():
+    with pytest.raises(PlanningError, match=r"anchor bank.*kind calibration.*CJ_PAIR_DESIGN"):
+        plan_next_wave(CALIBRATED, request(names(12), known=None))
+
+
+def test_a_large_first_wave_with_a_bank_is_balanced():
+    asked = request(names(DENSE_UP_TO_ESSAYS + 10), size=100)
+    assert plan_next_wave(CALIBRATED, asked) == plan_next_wave(BALANCED, asked)
+
+
 def test_a_net_whose_pairs_were_all_seen_in_both_orders_is_planned_on_evenly():
     history = examine(ADAPTIVE, 5, sizes=[10, 20, 30], seed=2)[2]
     assert len(history) == 60
@@ -394,14 +454,14 @@ def test_a_net_whose_pairs_were_all_seen_in_both_orders_is_planned_on_evenly():
     assert min(Counter(frozenset((c.essay_a, c.essay_b)) for c in history).values()) >= 2
 
 
-@pytest.mark.parametrize("anchors", [0, 12])
-def test_beyond_the_covariance_pairs_are_near_in_score_and_complement_each_other(anchors):
+@pytest.mark.parametrize(("design", "anchors"), [(ADAPTIVE, 0), (ADAPTIVE, 12), (CALIBRATED, 12)])
+def test_beyond_the_covariance_pairs_are_near_in_score_and_complement_each_other(design, anchors):
     n = DENSE_UP_TO_ESSAYS + 60
     essay_ids, _, history = examine(BALANCED, n, sizes=[3 * n], seed=2, sd=3.0)
     known = scored(history, essay_ids)
     grades = dict.fromkeys(essay_ids[:anchors], "B")
     asked = request(essay_ids, history, size=n // 2, wave=2, anchor_grades=grades, **known)
-    plan = plan_next_wave(ADAPTIVE, asked)
+    plan = plan_next_wave(design, asked)
     assert len(plan) == n // 2
     distances = [abs(known["scores"][p.essay_a] - known["scores"][p.essay_b]) for p in plan]
     assert np.quantile(distances, 0.9) < 1.0
@@ -442,3 +502,27 @@ def test_adaptive_pairing_is_more_accurate_than_balanced_where_essays_differ_muc
     difference = np.array(rmse[ADAPTIVE]) - np.array(rmse[BALANCED])
     assert np.mean(rmse[ADAPTIVE]) < 0.92 * np.mean(rmse[BALANCED])
     assert difference.mean() < -3 * difference.std(ddof=1) / math.sqrt(40)
+
+
+@pytest.mark.slow
+def test_calibrated_pairing_places_students_better_on_the_banks_scale_than_balanced_does():
+    """RMSE in the bank frame, both scored with the bank: 24 students of sd 2, 12 anchors, 10 judgments per essay."""
+    rmse = {design: [] for design in (BALANCED, CALIBRATED)}
+    for design, errors in rmse.items():
+        for seed in range(20):
+            rng, chance = np.random.default_rng(seed), random.Random(seed)
+            essay_ids, width = names(36), None
+            truth = np.concatenate([rng.normal(0, 2, 24), np.linspace(-5, 5, 12)])
+            known = known_items(np.arange(24, 36), truth[24:] + rng.normal(0, 0.2, 12), 0.04 * np.eye(12), 36)
+            history = []
+            for wave in range(1, 11):
+                asked = request(essay_ids, history, size=18, wave=wave, seed=seed, known=known, prior_sd=width)
+                pairs = plan_next_wave(design, asked)
+                judge(history, pairs, dict(zip(essay_ids, truth, strict=True)), chance, wave=wave)
+                if wave % 3 == 1:
+                    width = fitted(history, essay_ids, known=known).prior_sd
+            miss = fitted(history, essay_ids, known=known).bank_scores[:24] - truth[:24]
+            errors.append(float(np.sqrt(np.mean(miss**2))))
+    difference = np.array(rmse[CALIBRATED]) - np.array(rmse[BALANCED])
+    assert np.mean(rmse[CALIBRATED]) < 0.85 * np.mean(rmse[BALANCED])
+    assert difference.mean() < -3 * difference.std(ddof=1) / math.sqrt(20)

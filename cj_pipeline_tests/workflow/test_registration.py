@@ -189,6 +189,13 @@ def test_an_unknown_assignment_judge_and_too_large_a_budget_are_named_together(l
 
 
 @on_sqlite
+def test_a_calibrated_design_is_refused_with_its_setting_and_what_to_choose_instead(ledger):
+    register_assignment(ledger, assignment_request())
+    [problem] = problems_of(ledger, batch_request(overrides=BatchOverrides(pair_design="calibrated")))
+    assert "anchor bank" in problem and "CJ_PAIR_DESIGN" in problem and "adaptive" in problem
+
+
+@on_sqlite
 def test_many_essays_without_a_quality_are_counted_not_all_named(ledger):
     register_assignment(ledger, assignment_request())
     essays = tuple(EssaySubmission(f"e{n}", student_text(n), None, f"e{n}.txt") for n in range(8))

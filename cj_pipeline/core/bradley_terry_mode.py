@@ -1,0 +1,170 @@
+"""Where the posterior of Bradley–Terry scores is highest, and its curvature there: Newton's method on dense matrices.
+
+Here: the factorised information matrix, with the order effect eliminated, and the mode. Not here: the prior's width
+(`prior_width`), many items (`sparse_bradley_terry`), and what is reported of a fit (`bradley_terry`).
+"""
+
+from dataclasses import dataclass
+from math import log
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cj_pipeline.core.errors import InputError
+from cj_pipeline.core.pair_counts import PairCounts
+from cj_pipeline.core.score_prior import ScorePrior, Stiffening
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+ORDER_EFFECT_PRIOR_SD: Final = 1.0
+"""Logits. Width of the prior of the first position's advantage."""
+
+_MAX_ITERATIONS: Final = 200
+_MAX_HALVINGS: Final = 40
+
+
+@dataclass(frozen=True, eq=False)
+class Information:
+    """H = information + the prior's precision, factorised after directions that neither sees were stiffened.
+
+    What `stiffening` did is undone in closed form, in inverse and determinant. The advantage of the first position is
+    eliminated by its Schur complement, so that `factor` stays that of the scores' block.
+
+    Attributes:
+        factor: Cholesky factor of the scores' block.
+        border: (n_items,) A⁻¹ b, with A the scores' block and b the one between scores and advantage.
+        complement: information on the advantage that the scores leave, its prior included; 1/complement is its
+            variance. Infinite, and border zero, without an order effect.
+    """
+
+    factor: Any
+    pairs: PairCounts
+    stiffening: Stiffening
+    border: FloatArray
+    complement: float
+
+    @classmethod
+    def at(cls, pairs: PairCounts, scores: FloatArray, advantage: float, prior: ScorePrior) -> "Information":
+        """H at (n_items,) scores and an advantage, logits.
+
+        Raises:
+            InputError: the matrix is singular to working precision.
+        """
+        from scipy.linalg import cho_factor, cho_solve
+
+        matrix, between, own = pairs.information(scores, advantage)
+        stiffening = prior.add_to(matrix, pairs)
+        try:
+            factor = cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
+        except np.linalg.LinAlgError:
+            raise InputError(
+                "the information matrix is singular to working precision: weights differ by too many orders of "
+                "magnitude. Rescale or drop the extreme ones"
+            ) from None
+        border: FloatArray = np.zeros(pairs.n_items)
+        complement = np.inf
+        if pairs.ordered:
+            border = cho_solve(factor, between, check_finite=False)
+            complement = own + ORDER_EFFECT_PRIOR_SD**-2 - float(between @ border)
+        return cls(factor, pairs, stiffening, border, complement)
+
+    @property
+    def advantage_variance(self) -> float:
+        """Variance of the first position's advantage, logits²; 0 if it is not fitted."""
+        return 1.0 / self.complement
+
+    def step(self, gradient: FloatArray, advantage_gradient: float) -> tuple[FloatArray, float]:
+        """The Newton step of scores and advantage, for a gradient that was `ScorePrior.centred`."""
+        from scipy.linalg import cho_solve
+
+        alone: FloatArray = cho_solve(self.factor, gradient, check_finite=False)
+        if not self.pairs.ordered:
+            return alone, 0.0
+        advantage = (advantage_gradient - float(self.border @ gradient)) / self.complement
+        return alone - advantage * self.border, advantage
+
+    def stiffened_inverse(self) -> FloatArray:
+        """(n_items, n_items) covariance of the scores, up to shifts of whole components, the advantage integrated."""
+        from scipy.linalg import cho_solve
+
+        inverse: FloatArray = cho_solve(self.factor, np.eye(self.pairs.n_items), check_finite=False)
+        return inverse + np.outer(self.border, self.border) * self.advantage_variance
+
+    def inverse(self) -> FloatArray:
+        """H⁻¹; without a prior its pseudo-inverse, which is centred within every component."""
+        shift = self.stiffening.variance[self.pairs.components]
+        return self.stiffened_inverse() + shift[:, None] * self.pairs.component_projection
+
+    def log_determinant(self) -> float:
+        """log det H, under a prior; with an order effect, of the matrix with one row and column more."""
+        stiffened = 2.0 * float(np.log(np.diag(self.factor[0])).sum())
+        advantage = log(self.complement) if self.pairs.ordered else 0.0
+        return stiffened - self.stiffening.log_determinant + advantage
+
+
+@dataclass(frozen=True, eq=False)
+class Mode:
+    """Where a posterior is highest.
+
+    Attributes:
+        scores: (n_items,) logits; under an independent prior, or none, summing to zero in every component.
+        advantage: of the first position, logits.
+        objective: log posterior density there, up to a constant.
+        information: at the last Newton step's start.
+        iterations: Newton steps taken.
+        converged: whether the last full one was within the tolerance.
+    """
+
+    scores: FloatArray
+    advantage: float
+    objective: float
+    information: Information
+    iterations: int
+    converged: bool
+
+
+def find_mode(
+    pairs: PairCounts, prior: ScorePrior, start: FloatArray, advantage_start: float, tolerance: float
+) -> Mode:
+    """Maximise the log likelihood plus the log priors of scores and advantage by Newton's method.
+
+    Steps that do not increase the objective are halved.
+
+    Args:
+        pairs: the judgments.
+        prior: of the scores.
+        start: (n_items,) logits.
+        advantage_start: logits.
+        tolerance: logits; how long the last step may be.
+    """
+    advantage_precision = ORDER_EFFECT_PRIOR_SD**-2
+
+    def objective(scores: FloatArray, advantage: float) -> float:
+        penalty = prior.penalty(scores) + advantage_precision * advantage**2
+        return pairs.log_likelihood(scores, advantage) - 0.5 * penalty
+
+    scores, advantage = start, advantage_start
+    value = objective(scores, advantage)
+    iterations, converged = 0, False
+    while iterations < _MAX_ITERATIONS:
+        iterations += 1
+        information = Information.at(pairs, scores, advantage, prior)
+        uphill, advantage_uphill = pairs.gradient(scores, advantage)
+        gradient = prior.centred(uphill - prior.slope(scores), pairs)
+        step, advantage_step = information.step(gradient, advantage_uphill - advantage_precision * advantage)
+        if max(float(np.abs(step).max()), abs(advantage_step)) <= tolerance:
+            scores, advantage = scores + step, advantage + advantage_step
+            converged = True
+            break
+        # the objective is only known to its rounding error, which must not reject a sound step near the top
+        floor = value - 1e-12 * (1.0 + abs(value))
+        scales = (2.0**-k for k in range(_MAX_HALVINGS))
+        scale = next((s for s in scales if objective(scores + s * step, advantage + s * advantage_step) >= floor), None)
+        if scale is None:
+            break
+        scores, advantage = scores + scale * step, advantage + scale * advantage_step
+        value = objective(scores, advantage)
+    scores = prior.centred(scores, pairs)
+    return Mode(scores, advantage, objective(scores, advantage), information, iterations, converged)
