@@ -32,7 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cj_pipeline.core.bradley_terry import BradleyTerryFit, fit_bradley_terry
 from cj_pipeline.core.designs import DENSE_UP_TO_ESSAYS, WaveRequest, plan_next_wave
-from cj_pipeline.core.grades import GradeScale, project_grades
+from cj_pipeline.core.grade_scale import GradeScale
+from cj_pipeline.core.grades import project_grades
 from cj_pipeline.core.models import Comparison, ComparisonStatus, PairDesign, PairMode, Winner
 
 CHECKPOINTS = (4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26)  # judgments per essay

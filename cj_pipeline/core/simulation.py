@@ -23,7 +23,8 @@ from cj_pipeline.core.bradley_terry import BTScoringResult, compute_bt_scores_an
 from cj_pipeline.core.completion import StoppingSettings, coverage, decide, is_small_net
 from cj_pipeline.core.designs import WaveRequest, plan_next_wave
 from cj_pipeline.core.errors import InputError
-from cj_pipeline.core.grades import GradeScale, project_grades
+from cj_pipeline.core.grade_scale import GradeScale
+from cj_pipeline.core.grades import project_grades
 from cj_pipeline.core.models import (
     BatchState,
     Comparison,

@@ -15,7 +15,8 @@ import polars as pl
 
 from cj_pipeline.core.bradley_terry import compute_bt_scores_and_se
 from cj_pipeline.core.diagnostics import bt_quality_flags, bt_se_summary
-from cj_pipeline.core.grades import GradeProjectionResult, GradeScale, project_grades
+from cj_pipeline.core.grade_scale import GradeScale
+from cj_pipeline.core.grades import GradeProjectionResult, project_grades
 from cj_pipeline.core.models import (
     BatchStatus,
     Comparison,
