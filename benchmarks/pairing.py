@@ -264,6 +264,8 @@ def measured(cell: Cell, truth: np.ndarray, fit: BradleyTerryFit, grades: dict[s
         ses=dict(zip(ids, fit.standard_errors().tolist(), strict=True)),
         components=dict(zip(ids, fit.components.tolist(), strict=True)),
         known_grades=grades,
+        covariance=fit.covariance() - fit.score_spread @ fit.score_spread.T,
+        prior_sd=fit.prior_sd,
     )
     uniform = np.full(len(CENTRES), 1.0 / len(CENTRES))
     score = 0.0

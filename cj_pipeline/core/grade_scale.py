@@ -87,6 +87,13 @@ class GradeScale:
         total = math.fsum(weights)
         return tuple(weight / total for weight in weights)
 
+    @property
+    def lowest_pass(self) -> str:
+        """The lowest passing label: the first that does not begin with F where the lowest does, else the second."""
+        if not self.labels[0].startswith("F"):
+            return self.labels[1]
+        return next((label for label in self.labels if not label.startswith("F")), self.labels[1])
+
     def index(self, grade: str) -> int:
         """Return the place of `grade` among `labels`, 0 for the lowest.
 

@@ -34,6 +34,14 @@ def test_a_grade_off_the_scale_is_refused_with_the_grades_that_are_on_it():
         FIVE.index("Q")
 
 
+def test_the_lowest_pass_is_the_first_label_that_is_not_a_kind_of_f():
+    assert LEGACY.lowest_pass == "E-"
+    assert SWEDISH.lowest_pass == "E"
+    assert BUILTIN_SCALES["eng5_np_national_9_step"].lowest_pass == "1"
+    assert FIVE.lowest_pass == "D"
+    assert GradeScale("odd", ("F", "F+")).lowest_pass == "F+"
+
+
 def test_a_scale_is_found_by_name_among_builtin_and_own_ones():
     assert get_grade_scale("swedish_8_anchor") is SWEDISH
     assert get_grade_scale("five", {"five": FIVE}) is FIVE

@@ -1,6 +1,7 @@
 """Results are re-computed from the record: typed, complete, the same each time, and honest about what there is not."""
 
 import math
+from itertools import accumulate
 
 import polars as pl
 import pytest
@@ -212,7 +213,15 @@ def test_grades_are_a_distribution_over_the_scale_marked_as_simulated(ledger):
         probabilities = {item["grade"]: item["probability"] for item in row["probabilities"]}
         assert set(GRADES) <= set(probabilities)
         assert math.fsum(probabilities.values()) == pytest.approx(1)
-        assert row["confidence"] == max(probabilities.values()) == probabilities[row["grade"]]
+        assert row["confidence"] == probabilities[row["grade"]]
+        # the grade is the median: not more than half lies on either side of it
+        reached = list(accumulate(probabilities.values()))
+        place = list(probabilities).index(row["grade"])
+        assert reached[place] >= 0.5 >= reached[place] - row["confidence"]
+        equal = {item["grade"]: item["probability"] for item in row["probabilities_uniform"]}
+        assert math.fsum(equal.values()) == pytest.approx(1)
+        assert row["confidence_uniform"] == equal[row["grade_uniform"]]
+        assert 0 <= row["would_change"] <= 1
         assert row["is_anchor"] == (row["known_grade"] is not None)
     quality = {essay.essay_id: essay.quality for essay in ledger.essays("b")}
     off = [abs(GRADES.index(r["grade"]) - quality[r["essay_id"]]) for r in rows if r["grade"] in GRADES]
