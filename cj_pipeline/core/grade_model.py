@@ -41,7 +41,7 @@ References:
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -234,66 +234,130 @@ def calibrate(belief: ScoreBelief, labels: int, expert_error: float = 0.0) -> Ca
         expert_error: probability that an expert's grade is off by one.
     """
     means, columns, variances, covariance = _without_anchors_prior(belief)
-    y = means[belief.anchors]
-    step, spread = _grid(belief, labels)
-    noise = spread**2 + expert_error * step**2
     values, vectors = np.linalg.eigh(covariance)
-    omega = 1.0 / (np.maximum(values, 0.0) + noise[:, None])
-    onto = np.zeros((y.size, labels))
-    onto[np.arange(y.size), belief.grades] = 1.0
-    rotated, target, reach = vectors.T @ onto, vectors.T @ y, columns @ vectors
+    onto = np.zeros((belief.grades.size, labels))
+    onto[np.arange(belief.grades.size), belief.grades] = 1.0
+    axes = _Axes(vectors, onto, vectors.T @ onto, vectors.T @ means[belief.anchors])
+    points = _likely_points(belief, axes, np.maximum(values, 0.0), expert_error)
+    everyone = _everyone(points, axes, means, columns @ vectors, variances)
+    leverage = everyone.weights[:, 0] @ np.einsum("gkl,gal,ak->ga", points.covariance, axes.rows(points), onto)
+    return Calibration(everyone, _left_out(points, axes), leverage, belief.prior_precision, expert_error)
 
-    precision = np.einsum("ak,ga,al->gkl", rotated, omega, rotated)
-    linear = (omega * target) @ rotated
+
+@dataclass(frozen=True, eq=False)
+class _Axes:
+    """Anchors in the basis in which their scores' errors are independent.
+
+    Attributes:
+        vectors: (a, a) the basis, in columns.
+        onto: (a, K) 1 where an anchor has a grade.
+        rotated: (a, K) the same in the basis.
+        target: (a,) the anchors' scores in the basis, logits.
+    """
+
+    vectors: FloatArray
+    onto: FloatArray
+    rotated: FloatArray
+    target: FloatArray
+
+    def rows(self, points: "_Points") -> FloatArray:
+        """(G, a, K) W @ `onto`."""
+        result: FloatArray = np.einsum("ab,gb,bk->gak", self.vectors, points.omega, self.rotated)
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Points:
+    """Grid points (G,) and what the anchors make of the centres at each.
+
+    Attributes:
+        step, spread: d and tau, logits.
+        noise: variance of an anchor's true score about its grade's centre, logits².
+        omega: (G, a) eigenvalues of W = (V'_AA + noise I)^-1, 1/logits².
+        precision, linear: (G, K, K) and (G, K), the anchors' part of the Gaussian form.
+        fit: log density of the anchors' scores but for what depends on centres, and of the point's prior.
+        weights: summing to 1.
+        centres, covariance: (G, K) and (G, K, K), logits and logits².
+        tight, shift: (G, K-1) the steps' factors.
+    """
+
+    step: FloatArray
+    spread: FloatArray
+    noise: FloatArray
+    omega: FloatArray
+    precision: FloatArray
+    linear: FloatArray
+    fit: FloatArray
+    weights: FloatArray
+    centres: FloatArray
+    covariance: FloatArray
+    tight: FloatArray
+    shift: FloatArray
+
+
+def _likely_points(belief: ScoreBelief, axes: _Axes, values: FloatArray, expert_error: float) -> _Points:
+    """The grid, without points of negligible weight; `values` (a,) are the errors' variances along the axes."""
+    step, spread = _grid(belief)
+    noise = spread**2 + expert_error * step**2
+    omega = 1.0 / (values + noise[:, None])
+    precision = np.einsum("ak,ga,al->gkl", axes.rotated, omega, axes.rotated)
+    linear = (omega * axes.target) @ axes.rotated
     log_prior = -0.5 * np.tile(_SPREAD_GRID**2, _STEP_GRID.size)
-    fit = log_prior + 0.5 * (np.log(omega).sum(axis=1) - omega @ target**2)
-    centres, inner, log_integral, factors = _climb(precision, linear, step, _SWEEPS)
+    fit = log_prior + 0.5 * (np.log(omega).sum(axis=1) - omega @ axes.target**2)
+    centres, covariance, log_integral, (tight, shift) = _climb(precision, linear, step, _SWEEPS)
     weights = _normalised(fit + log_integral)
-
     keep = weights >= _NEGLIGIBLE * weights.max()
-    omega, step, spread, noise, weights = omega[keep], step[keep], spread[keep], noise[keep], weights[keep]
-    centres, inner, precision, linear, fit = centres[keep], inner[keep], precision[keep], linear[keep], fit[keep]
-    weighted = reach[None] * omega[:, None, :]
-    through = weighted @ rotated
-    with_centres = through @ inner
-    everyone = Centres(
-        weights=(weights / weights.sum())[:, None],
-        spread=spread,
-        step=step,
-        centres=centres[:, None],
-        covariance=inner[:, None],
-        means=means + np.einsum("gnk,gk->gn", through, centres) - weighted @ target,
+    every = (step, spread, noise, omega, precision, linear, fit, weights, centres, covariance, tight, shift)
+    found = _Points(*(part[keep] for part in every))
+    return replace(found, weights=found.weights / found.weights.sum())
+
+
+def _everyone(points: _Points, axes: _Axes, means: FloatArray, reach: FloatArray, variances: FloatArray) -> Centres:
+    """All essays and the origin, given the anchors' grades; `reach` (n, a) is their covariance with the axes."""
+    weighted = reach * points.omega[:, None, :]
+    through = weighted @ axes.rotated
+    with_centres = through @ points.covariance
+    return Centres(
+        weights=points.weights[:, None],
+        spread=points.spread,
+        step=points.step,
+        centres=points.centres[:, None],
+        covariance=points.covariance[:, None],
+        means=means + np.einsum("gnk,gk->gn", through, points.centres) - weighted @ axes.target,
         variances=variances - (weighted * reach).sum(axis=2) + (with_centres * through).sum(axis=2),
         with_centres=with_centres,
     )
 
-    # each anchor left out: its row of W, and what it adds to precision and linear term
-    own = np.einsum("ab,gb,ab->ga", vectors, omega, vectors)
-    row = np.einsum("ab,gb,bk->gak", vectors, omega, rotated)
-    residual = np.einsum("ab,gb,b->ga", vectors, omega, target)
-    fewer = precision[:, None] - row[..., :, None] * row[..., None, :] / own[..., None, None]
-    less = linear[:, None] - row * (residual / own)[..., None]
-    shape = (own.size, labels)
-    tight, shift = (np.repeat(part[keep], y.size, axis=0) for part in factors)
-    alone, around, log_alone, _ = _climb(
-        fewer.reshape(*shape, labels), less.reshape(shape), np.repeat(step, y.size), _SWEEPS_LEFT_OUT, (tight, shift)
+
+def _left_out(points: _Points, axes: _Axes) -> Centres:
+    """Each anchor, given the grades of all others, by its row of W."""
+    anchors, labels = axes.onto.shape
+    own = np.einsum("ab,gb,ab->ga", axes.vectors, points.omega, axes.vectors)
+    residual = np.einsum("ab,gb,b->ga", axes.vectors, points.omega, axes.target)
+    row = axes.rows(points)
+    precision = points.precision[:, None] - row[..., :, None] * row[..., None, :] / own[..., None, None]
+    linear = points.linear[:, None] - row * (residual / own)[..., None]
+    centres, covariance, log_integral, _ = _climb(
+        precision.reshape(-1, labels, labels),
+        linear.reshape(-1, labels),
+        np.repeat(points.step, anchors),
+        _SWEEPS_LEFT_OUT,
+        (np.repeat(points.tight, anchors, axis=0), np.repeat(points.shift, anchors, axis=0)),
     )
-    alone, around = alone.reshape(row.shape), around.reshape(*row.shape, labels)
-    evidence = fit[:, None] + log_alone.reshape(own.shape) + 0.5 * (residual**2 / own - np.log(own))
-    through = onto - row / own[..., None]
-    with_centres = np.einsum("gak,gakl->gal", through, around)
-    anchors = Centres(
+    centres, covariance = centres.reshape(row.shape), covariance.reshape(*row.shape, labels)
+    through = axes.onto - row / own[..., None]
+    with_centres = np.einsum("gak,gakl->gal", through, covariance)
+    evidence = points.fit[:, None] + log_integral.reshape(own.shape) + 0.5 * (residual**2 / own - np.log(own))
+    return Centres(
         weights=_normalised(evidence),
-        spread=spread,
-        step=step,
-        centres=alone,
-        covariance=around,
-        means=residual / own + (through * alone).sum(axis=2),
-        variances=np.maximum(1.0 / own - noise[:, None], 0.0) + (through * with_centres).sum(axis=2),
+        spread=points.spread,
+        step=points.step,
+        centres=centres,
+        covariance=covariance,
+        means=residual / own + (through * centres).sum(axis=2),
+        variances=np.maximum(1.0 / own - points.noise[:, None], 0.0) + (through * with_centres).sum(axis=2),
         with_centres=with_centres,
     )
-    follows = np.einsum("gkl,gal->gak", inner, row)[:, np.arange(y.size), belief.grades]
-    return Calibration(everyone, anchors, everyone.weights[:, 0] @ follows, belief.prior_precision, expert_error)
 
 
 def _without_anchors_prior(belief: ScoreBelief) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
@@ -314,7 +378,7 @@ def _without_anchors_prior(belief: ScoreBelief) -> tuple[FloatArray, FloatArray,
     return means, columns, variances, (covariance + covariance.T) / 2.0
 
 
-def _grid(belief: ScoreBelief, labels: int) -> tuple[FloatArray, FloatArray]:
+def _grid(belief: ScoreBelief) -> tuple[FloatArray, FloatArray]:
     """(49,) mean steps and (49,) spreads, logits: around the line's slope, and relative to the step."""
     slope, error = anchor_line(belief.means[belief.anchors], np.sqrt(belief.variances[belief.anchors]), belief.grades)
     span = max(int(np.ptp(belief.grades)), 1)

@@ -64,7 +64,7 @@ class BruteForce:
         self.grades = np.array(grades)
         anchors = np.arange(len(grades))
         belief = believe(scores, np.ones(scores.size), covariance, PRIOR_SD, anchors, self.grades)
-        self.steps, self.spreads = grade_model._grid(belief, 3)
+        self.steps, self.spreads = grade_model._grid(belief)
         rng = np.random.default_rng(0)
         climbs = np.array([rng.gamma(4, d / 4, (draws, 2)) for d in self.steps])
         self.centres = np.concatenate([np.zeros((len(self.steps), draws, 1)), np.cumsum(climbs, axis=2)], axis=2)
@@ -300,6 +300,19 @@ def test_the_grade_at_the_exact_score_agrees_with_draws():
             printed = (middles > 0).sum(axis=1)
             counts += everyone.weights[point, 0] * np.bincount(printed, weights=suits, minlength=3)
         assert stands.exact[essay] == pytest.approx(counts / counts.sum(), abs=0.015)
+
+
+def test_a_component_of_anchors_only_is_calibrated():
+    grades = [0, 0, 1, 1, 2, 2]
+    _, scores, covariance = exam(5, grades, students=0)
+    result = project(scores, covariance, grades)
+    assert result.available
+    assert result.boundaries == (), "there is no class to tell about"
+    one_more = exam(5, grades, students=0)[0]
+    plain = project(
+        np.linalg.pinv(one_more) @ np.linalg.inv(covariance) @ scores, np.linalg.pinv(one_more), grades, prior_sd=None
+    )
+    assert uniform(result) == pytest.approx(uniform(plain), abs=0.01)
 
 
 # The anchor report

@@ -6,7 +6,9 @@ from itertools import accumulate
 import polars as pl
 import pytest
 
-from cj_pipeline.core.bradley_terry import fit_bradley_terry
+from cj_pipeline.core.bradley_terry import compute_bt_scores_and_se, fit_bradley_terry
+from cj_pipeline.core.grade_scale import BUILTIN_SCALES
+from cj_pipeline.core.grades import project_scored
 from cj_pipeline.core.models import BatchKind, BatchStatus, EssayRole
 from cj_pipeline.ledger import Lease, UnknownBatchError
 from cj_pipeline.settings import BatchOverrides, BatchTunables
@@ -226,6 +228,23 @@ def test_grades_are_a_distribution_over_the_scale_marked_as_simulated(ledger):
     quality = {essay.essay_id: essay.quality for essay in ledger.essays("b")}
     off = [abs(GRADES.index(r["grade"]) - quality[r["essay_id"]]) for r in rows if r["grade"] in GRADES]
     assert sum(off) / len(off) < 1.5
+
+
+@on_sqlite
+def test_published_grades_are_those_the_stop_rule_reads(ledger):
+    stable(ledger)
+    results = collect_results(ledger, "b")
+    essays = ledger.essays("b")
+    scored = compute_bt_scores_and_se(ledger.comparisons("b"), [e.essay_id for e in essays], BatchTunables())
+    known = {e.essay_id: e.known_grade for e in essays if e.is_anchor}
+    expected = project_scored(BUILTIN_SCALES[results["batches"]["grade_scale"].item()], scored, known)
+    for projection in expected.projections:
+        row = results["grade_projections"].row(by_predicate=pl.col("essay_id") == projection.essay_id, named=True)
+        assert row["grade"] == projection.grade
+        found = {item["grade"]: item["probability"] for item in row["probabilities"]}
+        assert found == pytest.approx(projection.probabilities, abs=1e-6)
+    assert results["grade_boundaries"]["score"].to_list() == pytest.approx([b.score for b in expected.boundaries])
+    assert results["anchor_report"].height == len(known)
 
 
 # --- the record, scored again --------------------------------------------------------------------------------------
