@@ -530,15 +530,27 @@ def likelihoods(found: Differences) -> FloatArray:
     return result
 
 
-def shares(likelihood: FloatArray, prior: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Grade probabilities of students under one distribution of grades, fitted to all of them.
+@dataclass(frozen=True, eq=False)
+class Shares:
+    """Grades of students under one distribution of grades, fitted to all of them.
+
+    Attributes:
+        probabilities: (n, K) of each student's grade.
+        others: (n, K) the expected shares given the other students, by which a student's grade was weighed.
+        everyone: (K,) the expected shares given all of them.
+    """
+
+    probabilities: FloatArray
+    others: FloatArray
+    everyone: FloatArray
+
+
+def fit_shares(likelihood: FloatArray, prior: FloatArray) -> Shares:
+    """Fit the shares of the grades.
 
     Args:
         likelihood: (n, K), positive somewhere in every row.
         prior: (K,) positive, summing to 1: the Dirichlet's mean.
-
-    Returns:
-        (n, K) probabilities, and (n, K) what each student's own were weighed by: the expected shares given the others.
     """
     pseudo = DIRICHLET_PER_GRADE * prior.size * prior
     found = likelihood * prior
@@ -553,7 +565,8 @@ def shares(likelihood: FloatArray, prior: FloatArray) -> tuple[FloatArray, Float
         found = fresh
         if change < _SHARE_TOLERANCE:
             break
-    return found, others
+    counts = pseudo + found.sum(axis=0)
+    return Shares(found, others, counts / counts.sum())
 
 
 def cuts(centres: FloatArray, spread: FloatArray, weights: FloatArray) -> FloatArray:
@@ -609,8 +622,7 @@ def standing(found: Differences, offsets: FloatArray, weights: FloatArray) -> St
     """
     from scipy.special import ndtr
 
-    labels = found.means.shape[2]
-    halves = (np.eye(labels - 1, labels) + np.eye(labels - 1, labels, 1)) / 2
+    halves = middles(found.means.shape[2])
     mean = found.means @ halves.T - offsets
     across = halves @ found.covariance
     variance = np.maximum(np.einsum("gnjk,jk->gnj", across, halves), 0.0)
@@ -629,6 +641,11 @@ def standing(found: Differences, offsets: FloatArray, weights: FloatArray) -> St
     distance = (grid * mean).sum(axis=0)
     error = np.sqrt((grid * (variance + (mean - distance) ** 2)).sum(axis=0))
     return Standing(-np.diff(np.hstack([ends, over, 0.0 * ends]), axis=1), distance, error)
+
+
+def middles(labels: int) -> FloatArray:
+    """(K-1, K) matrix that makes midpoints of neighbours out of centres."""
+    return (np.eye(labels - 1, labels) + np.eye(labels - 1, labels, 1)) / 2.0
 
 
 def in_parts(essays: IntArray) -> list[IntArray]:

@@ -35,9 +35,10 @@ from cj_pipeline.core.grade_model import (
     calibrate,
     cuts,
     differences,
+    fit_shares,
     in_parts,
     likelihoods,
-    shares,
+    middles,
     standing,
 )
 from cj_pipeline.core.grade_scale import GradeScale
@@ -442,43 +443,18 @@ def _grade(part: _Component, scale: GradeScale, expert_error: float) -> _Graded:
     prior = np.array(scale.label_priors)
     belief = believe(part.scores, part.ses, part.covariance, part.prior_sd, part.anchors, part.grades)
     calibration = calibrate(belief, labels, expert_error)
-    everyone, students = calibration.everyone, part.students
-    parts = in_parts(np.arange(students.size))
-    found = [differences(everyone, students[rows], calibration.prior_precision) for rows in parts]
-    likelihood = np.vstack([np.zeros((0, labels)), *map(likelihoods, found)])
-    probabilities, weighed = shares(likelihood, prior)
-    common = (probabilities.sum(axis=0) + labels * prior) / (students.size + labels)
-
-    centres, weights = everyone.centres[:, 0], everyone.weights[:, 0]
+    everyone = calibration.everyone
+    weights = everyone.weights[:, 0]
     spread = float(np.exp(weights @ np.log(everyone.spread)))
-    middles = (centres[:, 1:] + centres[:, :-1]) / 2
-    offsets = cuts(centres, everyone.spread, common) - middles
-    stands = [standing(f, offsets[:, None], weighed[rows]) for f, rows in zip(found, parts, strict=True)]
-    answers: list[_Answer | str] = [NO_SCORE] * len(part.ids)
-    _enter(answers, students, probabilities, likelihood, stands)
 
-    apart = differences(calibration.anchors, np.arange(part.anchors.size), 0.0)
-    alone = calibration.anchors.average()
-    offsets_alone = cuts(alone, np.full(alone.shape[0], spread), prior) - (alone[:, 1:] + alone[:, :-1]) / 2
-    likelihood = likelihoods(apart)
-    own = likelihood * prior
-    _enter(
-        answers,
-        part.anchors,
-        own / own.sum(axis=1, keepdims=True),
-        likelihood,
-        [standing(apart, offsets_alone[None], prior)],
-    )
-    for number, row in enumerate(part.anchors.tolist()):
-        refusal = part.refusal(without=number)
-        if refusal:
-            answers[row] = WITHOUT_ITSELF + refusal
+    answers: list[_Answer | str] = [NO_SCORE] * len(part.ids)
+    common, offsets = _grade_students(part, calibration, prior, answers)
+    _grade_anchors(part, calibration, prior, spread, answers)
 
     where, error = _mixed(weights, *everyone.from_origin(np.eye(labels)))
-    halves = (np.eye(labels - 1, labels) + np.eye(labels - 1, labels, 1)) / 2
-    means, variances = everyone.from_origin(halves)
+    means, variances = everyone.from_origin(middles(labels))
     boundary, boundary_se = _mixed(weights, means + offsets, variances)
-    answered = [answer for row in students.tolist() if isinstance(answer := answers[row], _Answer)]
+    answered = [answer for row in part.students.tolist() if isinstance(answer := answers[row], _Answer)]
     return _Graded(
         answers=answers,
         calibration=calibration,
@@ -490,6 +466,39 @@ def _grade(part: _Component, scale: GradeScale, expert_error: float) -> _Graded:
         shares=common,
         boundaries=_describe_boundaries(scale, boundary, boundary_se, answered),
     )
+
+
+def _grade_students(
+    part: _Component, calibration: Calibration, prior: FloatArray, answers: list[_Answer | str]
+) -> tuple[FloatArray, FloatArray]:
+    """Enter the students' answers; the grades' shares (K,), and cuts less midpoints at each grid point (G, K-1)."""
+    everyone, students = calibration.everyone, part.students
+    parts = in_parts(np.arange(students.size))
+    found = [differences(everyone, students[rows], calibration.prior_precision) for rows in parts]
+    likelihood = np.vstack([np.zeros((0, prior.size)), *map(likelihoods, found)])
+    fitted = fit_shares(likelihood, prior)
+    centres = everyone.centres[:, 0]
+    offsets = cuts(centres, everyone.spread, fitted.everyone) - centres @ middles(prior.size).T
+    stands = [standing(f, offsets[:, None], fitted.others[rows]) for f, rows in zip(found, parts, strict=True)]
+    _enter(answers, students, fitted.probabilities, likelihood, stands)
+    return fitted.everyone, offsets
+
+
+def _grade_anchors(
+    part: _Component, calibration: Calibration, prior: FloatArray, spread: float, answers: list[_Answer | str]
+) -> None:
+    """Enter the anchors' answers, each without its own grade, under the scale's own shares."""
+    found = differences(calibration.anchors, np.arange(part.anchors.size), 0.0)
+    centres = calibration.anchors.average()
+    offsets = cuts(centres, np.full(part.anchors.size, spread), prior) - centres @ middles(prior.size).T
+    likelihood = likelihoods(found)
+    probabilities = likelihood * prior
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    _enter(answers, part.anchors, probabilities, likelihood, [standing(found, offsets[None], prior)])
+    for number, row in enumerate(part.anchors.tolist()):
+        refusal = part.refusal(without=number)
+        if refusal:
+            answers[row] = WITHOUT_ITSELF + refusal
 
 
 def _enter(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cj_pipeline.core import grade_model
 from cj_pipeline.core.errors import InputError
-from cj_pipeline.core.grade_model import believe, calibrate, cuts, differences, shares, standing
+from cj_pipeline.core.grade_model import believe, calibrate, cuts, differences, fit_shares, standing
 from cj_pipeline.core.grade_scale import BUILTIN_SCALES, GradeScale
 from cj_pipeline.core.grades import GradeProjectionResult, project_grades
 
@@ -262,17 +262,19 @@ def test_shares_follow_a_large_class_and_leave_a_lone_student_alone():
     rng = np.random.default_rng(4)
     prior = np.array([0.2, 0.3, 0.5])
     lone = rng.random((1, 3))
-    found, used = shares(lone, prior)
-    assert used[0] == pytest.approx(prior)
-    assert found[0] == pytest.approx(lone[0] * prior / (lone[0] @ prior))
+    fitted = fit_shares(lone, prior)
+    assert fitted.others[0] == pytest.approx(prior)
+    assert fitted.probabilities[0] == pytest.approx(lone[0] * prior / (lone[0] @ prior))
     truth = rng.choice(3, 5000, p=[0.7, 0.2, 0.1])
     seen = truth + rng.normal(0, 0.7, truth.size)
     likelihood = np.exp(-0.5 * ((seen[:, None] - np.arange(3)) / 0.7) ** 2)
-    found, _ = shares(likelihood, prior)
+    fitted = fit_shares(likelihood, prior)
+    found = fitted.probabilities
+    assert fitted.everyone == pytest.approx([0.7, 0.2, 0.1], abs=0.03)
     assert found.mean(axis=0) == pytest.approx(np.bincount(truth) / truth.size, abs=0.03)
     assert found.sum(axis=1) == pytest.approx(np.ones(truth.size))
     shuffled = rng.permutation(truth.size)
-    assert shares(likelihood[shuffled], prior)[0] == pytest.approx(found[shuffled], abs=1e-6)
+    assert fit_shares(likelihood[shuffled], prior).probabilities == pytest.approx(found[shuffled], abs=1e-6)
 
 
 def test_the_grade_at_the_exact_score_agrees_with_draws():
