@@ -24,6 +24,7 @@ from cj_pipeline.workflow.frames import GRAPH_TABLES, PROBABILITIES, Table
 from cj_pipeline.workflow.frames import UTC as UTC_TYPE
 
 STEPS = 9  # grades on the scale
+ANCHORS = 12
 JUSTIFICATION = "Essay A develops its argument further and controls sentence structure better than essay B does. "
 
 
@@ -33,11 +34,14 @@ def batch_tables(batch_id: str, essays: int, comparisons: int, turn: int) -> dic
         "batches": 1,
         "essays": essays,
         "comparisons": comparisons,
+        "attempts": comparisons,
         "bt_scores": essays,
         "waves": max(1, comparisons // 10),
         "bt_se_summaries": 3,
         "quality_flags": 1,
         "grade_projections": essays,
+        "grade_boundaries": STEPS - 1,
+        "anchor_report": ANCHORS,
     }
     return {table.name: random_frame(table, batch_id, heights[table.name], comparisons, turn) for table in GRAPH_TABLES}
 

@@ -44,7 +44,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from cj_pipeline.core.anchor_bank import NightScores, estimate_bank
 from cj_pipeline.core.bradley_terry import BradleyTerryFit, fit_bradley_terry
 from cj_pipeline.core.designs import DENSE_UP_TO_ESSAYS, WaveRequest, plan_next_wave
-from cj_pipeline.core.grades import GradeScale, project_grades
+from cj_pipeline.core.grade_scale import GradeScale
+from cj_pipeline.core.grades import project_grades
 from cj_pipeline.core.models import Comparison, ComparisonStatus, PairDesign, PairMode, Winner
 from cj_pipeline.core.score_prior import KnownItems
 
@@ -356,6 +357,8 @@ def measured(cell: Cell, truth: np.ndarray, fit: BradleyTerryFit, grades: dict[s
         ses=dict(zip(ids, fit.standard_errors().tolist(), strict=True)),
         components=dict(zip(ids, fit.components.tolist(), strict=True)),
         known_grades=grades,
+        covariance=fit.covariance() - fit.score_spread @ fit.score_spread.T,
+        prior_sd=fit.prior_sd,
     )
     uniform = np.full(len(CENTRES), 1.0 / len(CENTRES))
     score = 0.0

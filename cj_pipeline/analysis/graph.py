@@ -43,6 +43,8 @@ ROW_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "bt_se_summaries": ("batch_id", "scope"),
     "quality_flags": ("batch_id",),
     "grade_projections": ("batch_id", "essay_id"),
+    "grade_boundaries": ("batch_id", "boundary"),
+    "anchor_report": ("batch_id", "essay_id"),
 }
 """What identifies a row of each table of the graph.
 

@@ -23,6 +23,7 @@ from cj_pipeline.workflow.results import BatchResults, summary_by_scope
 
 SIMULATED: Final = "SIMULATED JUDGE: these numbers show how the program works and say nothing about any pupil."
 _TEXT_WIDTH: Final = 140
+_PROBABILITY_LISTS: Final = ("probabilities", "probabilities_uniform")
 
 STOP_REASONS: Final = {
     "stable": "the scores stopped moving",
@@ -269,6 +270,7 @@ def show_text(results: BatchResults) -> str:
     _print_calls(out, results)
     out.print()
     out.print(plain_table(_ranking_rows(results)))
+    _print_grading(out, results)
     _print_notes(out, results)
     return stream.getvalue()
 
@@ -300,7 +302,9 @@ def _print_calls(out: Console, results: BatchResults) -> None:
 
 def _ranking_rows(results: BatchResults) -> list[dict[str, Any]]:
     joined = results["bt_scores"].join(
-        results["grade_projections"].select("essay_id", "available", "grade", "confidence", "label", "reason"),
+        results["grade_projections"].select(
+            "essay_id", "available", "grade", "confidence", "label", "would_change", "grade_uniform"
+        ),
         on="essay_id",
         how="left",
         maintain_order="left",
@@ -316,9 +320,63 @@ def _ranking_rows(results: BatchResults) -> list[dict[str, Any]]:
             "grade": row["grade"] if row["available"] else "n/a",
             "confidence": row["confidence"],
             "label": row["label"],
+            "would change": row["would_change"],
+            "equal shares": row["grade_uniform"],
         }
         for row in joined.iter_rows(named=True)
     ]
+
+
+def _print_grading(out: Console, results: BatchResults) -> None:
+    """Where grades end, and how the anchors fit in, if there are grades."""
+    boundaries, anchors = results["grade_boundaries"], results["anchor_report"]
+    if boundaries.height:
+        out.print()
+        out.print(
+            "grade boundaries, with 95 % intervals from the anchors (an error there moves all students alike); shares "
+            "of students",
+            markup=False,
+        )
+        out.print(plain_table([_boundary_row(row) for row in boundaries.iter_rows(named=True)]))
+    if anchors.height:
+        out.print()
+        out.print("anchors", markup=False)
+        out.print(
+            plain_table(
+                [
+                    {
+                        "anchor": row["essay_id"],
+                        "expert": row["known_grade"],
+                        "probability": row["probability"],
+                        "misfit (sd)": row["misfit"],
+                        "leverage": row["leverage"],
+                        "moves boundaries (steps)": row["influence"],
+                        "inversions": row["inversions"],
+                        "": "replace first" if row["replace_first"] else None,
+                    }
+                    for row in anchors.iter_rows(named=True)
+                ]
+            )
+        )
+        if results.projection is not None and results.projection.anchor_verdict:
+            out.print(results.projection.anchor_verdict, markup=False)
+    if boundaries.height or anchors.height:
+        out.print()
+
+
+def _boundary_row(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "boundary": row["boundary"] + (" (pass)" if row["is_pass"] else ""),
+        "score": row["score"],
+        "low": row["low"],
+        "high": row["high"],
+        "above": row["share_above"],
+        "by anchors": f"{row['share_low']:.2f}-{row['share_high']:.2f}",
+        "accuracy": row["accuracy"],
+        "consistency": row["consistency"],
+        "false pass": row["false_pass"],
+        "false fail": row["false_fail"],
+    }
 
 
 def _print_notes(out: Console, results: BatchResults) -> None:
@@ -363,9 +421,14 @@ def show_json(results: BatchResults) -> str:
             "bt_se_summary": summary_by_scope(results["bt_se_summaries"]),
         },
         "grade_projections": [
-            {**row, "probabilities": {entry["grade"]: entry["probability"] for entry in row["probabilities"]}}
+            row | {name: {e["grade"]: e["probability"] for e in row[name]} for name in _PROBABILITY_LISTS}
             for row in results["grade_projections"].drop("batch_id").to_dicts()
         ],
+        "grade_boundaries": results["grade_boundaries"].drop("batch_id").to_dicts(),
+        "anchor_report": {
+            "verdict": results.projection.anchor_verdict if results.projection else None,
+            "anchors": results["anchor_report"].drop("batch_id").to_dicts(),
+        },
         "wins_losses": {row["essay_id"]: {"wins": row["wins"], "losses": row["losses"]} for row in scores.to_dicts()},
     }
     return json.dumps(record, indent=2, default=str, ensure_ascii=False) + "\n"

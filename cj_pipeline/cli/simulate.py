@@ -55,7 +55,7 @@ def simulate(
 
     The first table goes to the whole budget, the line under it says where the stop rule would have ended the batch.
     """
-    from cj_pipeline.core.grades import get_grade_scale
+    from cj_pipeline.core.grade_scale import get_grade_scale
     from cj_pipeline.core.simulation import Exam, budget_table, even_budgets, simulate_exams, stopped_at
     from cj_pipeline.settings import effective_tunables, load_settings, parse_overrides
 

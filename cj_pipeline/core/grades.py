@@ -1,38 +1,16 @@
-"""Grades: the scales, their calibration on anchors, and what grade each essay's score stands for.
+"""Grades: what grade each essay's score stands for, going by the anchors, and how far that can be trusted.
 
-Here: `GradeScale` and the built-in scales, the reading of a user's own scale, and `project_grades`, which turns
-scores and expert-graded anchors into grade probabilities. Not here: the scores and their standard errors
-(`bradley_terry`), the comparison of judge with experts (`alignment`), and any reading of files.
+Here: `project_grades` with the projections, boundaries and anchor report it returns, in the scale's own labels and, for
+what cannot be had, in words. Not here: the statistical model (`grade_model`), the scales (`grade_scale`), and the
+scores and their covariance (`bradley_terry`).
 
-The model. An essay of grade g scores N(c_g, t² + SE²): c_g is the grade's centre, t the spread of true scores
-within a grade, SE the standard error of the score. Score errors are taken as independent between essays. The
-labels of a scale, `below_lowest` included, are numbered 0, 1, … from low to high.
+Every essay's grade is given twice: under the grades' shares as fitted to this batch's students (norm-referencing: a
+strong class makes high grades likelier) and under equal shares. The first is printed; which of them counts is for a
+board to decide. The printed grade is the posterior **median**: the truth is as likely to be higher as lower, and one
+boundary at a time can be defended. It need not be the single most probable grade.
 
-1. Anchor weights are w = 1/(t² + SE²).
-2. The mean gap per grade step, d, is the slope of the weighted least-squares line of score on grade number.
-   d ≤ 0 means that higher expert grades do not score higher: no grade is given.
-3. The centres of the observed grades are the weighted least-squares fit to the anchors' scores under
-   c_{g+1} − c_g ≥ d/3 (`MIN_GAP_SHARE`): isotonic regression (pool adjacent violators) of score − (d/3)·g, with
-   (d/3)·g added back. So grades that the anchors put in the wrong order end close together but never as one.
-4. Unobserved grades between two observed ones lie at equal steps on the score scale between them; beyond the
-   ends each step is d. `below_lowest` is such an end unless an anchor has it.
-5. The spread: log t is the posterior mean under log t ~ N(log(d/2), 0.5²) and the restricted likelihood of the
-   anchors' scores (level and slope integrated out), centres walking by steps of mean d and sd d/2 (`STEP_CV`), on
-   a grid of ±3 prior sd. Steps 1–3 and 5 start from t² = the variance of the anchors' scores and run
-   `CALIBRATION_ROUNDS` times.
-6. Given what is pooled, every centre is a linear function m·y of the anchors' scores. Its variance is that of
-   the scores, Σ m_i²(t² + SE_i²), plus (d/2)² times the squared error of m·y per step between grades, for steps
-   need not be equal; halfway between two observed grades j steps apart this is (d/2)²·j/4, as for a bridge.
-7. P(grade g | score x) ∝ prior_g · N(x; c_g, t² + SE² + var c_g). Beyond the outermost centres the log density
-   goes on from there with, above the top centre, a variance no larger than that of any higher grade, and below
-   the bottom centre than that of any lower grade: centres are in order, so not knowing how far down a low grade
-   lies is no reason to find it at the top. An anchor's own probabilities come from a calibration without it.
-
-Sources: Barlow, Bartholomew, Bremner and Brunk (1972), Statistical Inference under Order Restrictions (step 3);
-Patterson and Thompson (1971), Biometrika 58, 545–554 (step 5).
-
-Checked on simulated exams (`test_grades.py`): where steps and spread vary as assumed, mean confidence is some .03
-below accuracy, on the careful side. Step 3 makes steps below d/3 look like d/3.
+Two kinds of error are kept apart. A student's own comparisons err for that student alone and average out over a class.
+The anchors err for all alike: a boundary that is off moves everybody. So each boundary has its own interval.
 """
 
 import math
@@ -40,216 +18,45 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from types import MappingProxyType
-from typing import Any, Final
+from functools import cached_property
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from cj_pipeline.core.errors import GradeScaleError, InputError
+from cj_pipeline.core.bradley_terry import BTScoringResult
+from cj_pipeline.core.errors import InputError
+from cj_pipeline.core.grade_model import (
+    Calibration,
+    Standing,
+    anchor_line,
+    believe,
+    calibrate,
+    cuts,
+    differences,
+    fit_shares,
+    in_parts,
+    likelihoods,
+    middles,
+    standing,
+)
+from cj_pipeline.core.grade_scale import GradeScale
 from cj_pipeline.core.models import Value
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 CONFIDENCE_HIGH: Final = 0.75
-"""Probability of the primary grade from which its label is HIGH."""
+"""Probability of the printed grade from which its label is HIGH."""
 CONFIDENCE_MID: Final = 0.50
-"""Probability of the primary grade from which its label is MID; below it the label is LOW."""
+"""Probability of the printed grade from which its label is MID; below it the label is LOW."""
+MISFIT: Final = 2.0
+"""Standard deviations by which an anchor must be off before it is called a misfit."""
 
-MIN_GAP_SHARE: Final = 1 / 3
-"""Smallest distance of neighbouring centres, as a share of the mean gap."""
-STEP_CV: Final = 0.5
-"""Assumed coefficient of variation of the steps between centres."""
-SPREAD_PRIOR_SHARE: Final = 0.5
-"""Prior median of the within-grade spread, as a share of the mean gap."""
-SPREAD_PRIOR_LOG_SD: Final = 0.5
-"""Prior standard deviation of the log of the within-grade spread."""
-CALIBRATION_ROUNDS: Final = 3
-
-_PRIOR_SUM_TOLERANCE = 0.01
-_NO_SPREAD = 1e-9  # logits: scores, and neighbouring centres, closer than this are equal
-_SPREAD_GRID_SD = np.linspace(-3.0, 3.0, 61)
-_SCALE_FIELDS = ("name", "grades", "below_lowest", "priors")
-
-
-@dataclass(frozen=True)
-class GradeScale:
-    """The grades of an assignment, low to high, and how common each is expected to be.
-
-    Args:
-        name: the scale's name, as assignments refer to it.
-        grades: at least two different grades, low to high; no `|`, no blank ones.
-        below_lowest: the label for work under the lowest grade, or None if the lowest grade has no floor.
-        priors: expected share of each grade, positive, adding up to 1 (within 0.01, then normalised); empty means
-            equal shares.
-
-    Raises:
-        GradeScaleError: naming the scale, the field and the remedy.
-    """
-
-    name: str
-    grades: tuple[str, ...]
-    below_lowest: str | None = None
-    priors: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "grades", tuple(self.grades))
-        self._check_labels()
-        self._check_priors()
-        weights = self.priors or (1.0,) * len(self.grades)
-        total = math.fsum(weights)
-        object.__setattr__(self, "priors", tuple(weight / total for weight in weights))
-
-    def _check_labels(self) -> None:
-        if not self.name.strip():
-            raise GradeScaleError("grade scale without a name: give it one in 'name'")
-        if len(self.grades) < 2:
-            raise self._error("grades", f"{len(self.grades)} given; list at least two, low to high")
-        for label in self.labels:
-            if not label.strip() or "|" in label:
-                raise self._error("grades", f"{label!r} cannot be a grade; use a label that is not blank, without '|'")
-        duplicates = [label for label, count in Counter(self.labels).items() if count > 1]
-        if duplicates:
-            raise self._error("grades", f"{', '.join(duplicates)} given more than once; list each label once")
-
-    def _check_priors(self) -> None:
-        if not self.priors:
-            return
-        if len(self.priors) != len(self.grades):
-            raise self._error(
-                "priors", f"{len(self.priors)} given for {len(self.grades)} grades; give one per grade, or none at all"
-            )
-        if not all(math.isfinite(prior) and prior > 0 for prior in self.priors):
-            raise self._error("priors", "every prior must be above 0; give a rare grade a small one, such as 0.01")
-        total = math.fsum(self.priors)
-        if abs(total - 1.0) > _PRIOR_SUM_TOLERANCE:
-            raise self._error("priors", f"they add up to {total:.4g}; make them add up to 1")
-
-    def _error(self, field: str, problem: str) -> GradeScaleError:
-        return GradeScaleError(f"grade scale {self.name!r}, {field}: {problem}")
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Every label an essay can get, low to high: `below_lowest` first if the scale has one."""
-        return self.grades if self.below_lowest is None else (self.below_lowest, *self.grades)
-
-    @property
-    def label_priors(self) -> tuple[float, ...]:
-        """One prior per label, summing to 1: `below_lowest` gets the smallest prior, then all are normalised."""
-        if self.below_lowest is None:
-            return self.priors
-        weights = (min(self.priors), *self.priors)
-        total = math.fsum(weights)
-        return tuple(weight / total for weight in weights)
-
-    def index(self, grade: str) -> int:
-        """Return the place of `grade` among `labels`, 0 for the lowest.
-
-        Raises:
-            GradeScaleError: the scale has no such grade; the message lists the ones it has.
-        """
-        try:
-            return self.labels.index(grade)
-        except ValueError:
-            known = ", ".join(self.labels)
-            raise GradeScaleError(
-                f"grade {grade!r} is not on the scale {self.name!r}; its grades are, low to high: {known}"
-            ) from None
-
-
-BUILTIN_SCALES: Final[Mapping[str, GradeScale]] = MappingProxyType(
-    {
-        scale.name: scale
-        for scale in (
-            GradeScale("eng5_np_legacy_9_step", ("F+", "E-", "E+", "D-", "D+", "C-", "C+", "B", "A"), "F"),
-            GradeScale("eng5_np_national_9_step", tuple("123456789"), "0"),
-            GradeScale(
-                "swedish_8_anchor",
-                ("F", "E", "D", "D+", "C", "C+", "B", "A"),
-                priors=(0.02, 0.08, 0.15, 0.20, 0.25, 0.15, 0.10, 0.05),
-            ),
-        )
-    }
-)
-"""The scales that need no definition: the two of ENG5 and the Swedish one with anchors at eight grades."""
-
-
-def get_grade_scale(name: str, user_scales: Mapping[str, GradeScale] | None = None) -> GradeScale:
-    """Return the scale called `name`, built in or the user's own.
-
-    Raises:
-        GradeScaleError: no such scale (the message lists the known ones), or a user's scale that takes the name of
-            a built-in one and differs from it.
-    """
-    own = user_scales or {}
-    if name in own and name in BUILTIN_SCALES and own[name] != BUILTIN_SCALES[name]:
-        raise GradeScaleError(f"grade scale {name!r} is built in; give your own scale another name")
-    scale = own.get(name) or BUILTIN_SCALES.get(name)
-    if scale is None:
-        known = ", ".join(sorted({*BUILTIN_SCALES, *own}))
-        raise GradeScaleError(f"unknown grade scale {name!r}; known scales: {known}")
-    return scale
-
-
-def parse_grade_scale(raw: Mapping[str, Any], where: str) -> GradeScale:
-    """Read a user's scale as YAML gives it: keys `name`, `grades`, and optionally `below_lowest` and `priors`.
-
-    Whole numbers are accepted as grades and become text.
-
-    Args:
-        raw: the mapping as parsed.
-        where: what the mapping was read from, for the message, e.g. `assignment.yaml`.
-
-    Raises:
-        GradeScaleError: naming `where`, the field and the remedy.
-    """
-    if not isinstance(raw, Mapping):
-        raise GradeScaleError(f"{where}: a grade scale must be a mapping with the keys {', '.join(_SCALE_FIELDS)}")
-    unknown = [str(key) for key in raw if key not in _SCALE_FIELDS]
-    if unknown:
-        raise GradeScaleError(
-            f"{where}: unknown key {', '.join(unknown)} in a grade scale; the keys are {', '.join(_SCALE_FIELDS)}"
-        )
-    for field in ("name", "grades"):
-        if raw.get(field) is None:
-            raise GradeScaleError(f"{where}: a grade scale needs {field!r}; add it")
-    below = raw.get("below_lowest")
-    try:
-        return GradeScale(
-            name=_read_label(raw["name"], "name"),
-            grades=tuple(_read_label(grade, "grades") for grade in _read_list(raw["grades"], "grades")),
-            below_lowest=None if below is None else _read_label(below, "below_lowest"),
-            priors=_read_priors(raw.get("priors")),
-        )
-    except GradeScaleError as error:
-        raise GradeScaleError(f"{where}: {error}") from None
-
-
-def _read_list(value: object, field: str) -> list[object]:
-    if not isinstance(value, list | tuple):
-        raise GradeScaleError(f"{field}: must be a list, such as [E, D, C, B, A]")
-    return list(value)
-
-
-def _read_label(value: object, field: str) -> str:
-    # YAML reads an unquoted No as false and 1.0 as a number: neither shows the label that was meant
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise GradeScaleError(f"{field}: {value!r} is not a label; put it in quotes")
-    return str(value).strip()
-
-
-def _read_priors(value: object) -> tuple[float, ...]:
-    if value is None:
-        return ()
-    priors = _read_list(value, "priors")
-    if not priors:
-        raise GradeScaleError("priors: the list is empty; give one number per grade, or leave the key out")
-    for prior in priors:
-        if isinstance(prior, bool) or not isinstance(prior, int | float):
-            raise GradeScaleError(f"priors: {prior!r} is not a number; give one number per grade, such as 0.1")
-    return tuple(float(prior) for prior in priors if isinstance(prior, int | float))
+_Z95: Final = 1.959963984540054
+_NO_SPREAD: Final = 1e-9  # logits: scores, and neighbouring centres, closer than this are equal
+_INVERSIONS_NAMED: Final = 3
 
 
 class ConfidenceLabel(StrEnum):
@@ -263,16 +70,19 @@ class ConfidenceLabel(StrEnum):
 class GradeProjection(Value):
     """The grade of one essay, or the reason why there is none.
 
-    For an anchor the projection comes from a calibration without that anchor, to be read beside `known_grade`.
+    For an anchor everything comes from a calibration without that anchor, to be read beside `known_grade`; the shares
+    of the grades are then the scale's own, since anchors are not drawn from the class.
 
     Attributes:
-        grade: the most probable label; of equally probable ones the lower.
+        grade: the posterior median: the lowest label that the truth exceeds with a probability of at most 1/2.
         confidence: its probability.
-        boundary_distance_se: distance from the score to the nearest boundary, in standard errors of that distance.
-            A boundary is the midpoint of two neighbouring centres (it knows nothing of priors), and its own SE,
-            the mean of the two centres' SEs, counts: √(SE² + SE_boundary²). Never negative.
+        label: see `ConfidenceLabel`.
+        boundary_distance_se: expected distance from the nearest boundary over the standard deviation of that distance,
+            in which the anchors' error counts. Never negative.
         nearest_boundary: the boundary nearest on the score scale, as `lower|upper`.
+        would_change: probability that the exact score (endless judging, of anchors too) would print another grade.
         probabilities: label → probability, low to high; empty if not available.
+        grade_uniform, confidence_uniform, probabilities_uniform: the same with all grades equally common beforehand.
     """
 
     essay_id: str
@@ -285,31 +95,100 @@ class GradeProjection(Value):
     label: ConfidenceLabel | None = None
     boundary_distance_se: float | None = None
     nearest_boundary: str | None = None
+    would_change: float | None = None
     probabilities: dict[str, float] = Field(default_factory=dict)
+    grade_uniform: str | None = None
+    confidence_uniform: float | None = None
+    probabilities_uniform: dict[str, float] = Field(default_factory=dict)
+
+
+class GradeBoundary(Value):
+    """Where one grade ends and the next begins, and what that means for the class.
+
+    Attributes:
+        boundary: as `lower|upper`.
+        is_pass: whether it is the boundary between failing and passing.
+        score: where it lies, logits, on the scale of the batch's scores: a score there is graded either way.
+        se: its standard error from the anchors, logits. It moves all students alike.
+        low, high: its 95 % interval, logits.
+        share_above: expected share of students whose grade is above the boundary.
+        share_low, share_high: share printed above it if it lay at `high` or at `low`: what the anchors leave open.
+        accuracy: expected share of students printed on the side their grade is on.
+        consistency: chance that a second judging of the same essays and anchors, as long as this one, would put a
+            student on the same side; mean.
+        false_pass: expected share of students printed above it whose grade is below. Of all students.
+        false_fail: the other way round.
+    """
+
+    boundary: str
+    is_pass: bool
+    score: float
+    se: float
+    low: float
+    high: float
+    share_above: float
+    share_low: float
+    share_high: float
+    accuracy: float
+    consistency: float
+    false_pass: float
+    false_fail: float
 
 
 class GradeInversion(Value):
     """Two anchors that the scores put in the other order than the experts.
 
-    `z` is the difference of their scores over √(SE² + SE²): how sure the scores are of their order. Above 0.
+    `z` is the difference of their scores over its standard error: how sure the scores are of their order. Above 0.
+    `probability` is that of the essays' exact scores being in that order, too.
     """
 
     lower_graded: str
     higher_graded: str
     z: float
+    probability: float
+
+
+class AnchorCheck(Value):
+    """How an anchor fits in with the others, which make the calibration it is checked against.
+
+    Attributes:
+        essay_id: the anchor.
+        known_grade: the experts' grade.
+        misfit: standard deviations by which it scores above (below, if negative) what its grade leads to expect; None
+            if the other anchors do not suffice to say.
+        probability: of the experts' grade, all grades being equally common; None likewise.
+        leverage: by how much the centre of its grade follows its score, 0 to 1.
+        influence: largest shift of a boundary, in mean steps of the scale, if it were left out; None likewise.
+        replace_first: whether it is the one to replace first: of those off by `MISFIT` the most influential.
+    """
+
+    essay_id: str
+    known_grade: str
+    misfit: float | None
+    probability: float | None
+    leverage: float | None
+    influence: float | None
+    replace_first: bool = False
 
 
 class GradeProjectionResult(Value):
     """The grades of a batch and the calibration they come from.
 
+    If the comparisons fall into several components, each has its own calibration; centres and boundaries are those
+    of the one that most essays were graded by, on the scale of its scores.
+
     Attributes:
         available: whether any student got a grade (any anchor, if there are no students).
         reason: why not, if not.
         projections: one per essay, in the order of the scores given.
-        centres: label → centre, in logits, low to high. If the comparisons fall into several components, each has
-            its own calibration, and this is the one most essays were graded by. Empty if there is none.
+        centres: label → centre, in logits, low to high. Empty if there is none.
         centre_ses: label → standard error of the centre, in logits.
         spread: standard deviation of true scores within a grade, in logits.
+        step: mean distance of neighbouring centres, in logits.
+        grade_shares: label → its share in the class as fitted, by which grades are weighed.
+        boundaries: between neighbouring grades, low to high.
+        anchors: one per anchor that has a score, in the order of the scores given.
+        anchor_verdict: the anchor report in a sentence or two; None without anchors.
         inversions: anchors in the wrong order, surest first.
     """
 
@@ -319,6 +198,11 @@ class GradeProjectionResult(Value):
     centres: dict[str, float] = Field(default_factory=dict)
     centre_ses: dict[str, float] = Field(default_factory=dict)
     spread: float | None = None
+    step: float | None = None
+    grade_shares: dict[str, float] = Field(default_factory=dict)
+    boundaries: tuple[GradeBoundary, ...] = ()
+    anchors: tuple[AnchorCheck, ...] = ()
+    anchor_verdict: str | None = None
     inversions: tuple[GradeInversion, ...] = ()
 
 
@@ -342,191 +226,27 @@ NO_SCORE: Final = "This essay has no score, because too few of its comparisons w
 WITHOUT_ITSELF: Final = "An anchor is checked against the other anchors, and these do not suffice. "
 
 
-def fit_isotonic(values: FloatArray, weights: FloatArray) -> tuple[FloatArray, IntArray]:
-    """Weighted least-squares fit that never decreases, by pooling adjacent violators.
+def project_scored(
+    scale: GradeScale, scored: BTScoringResult, known_grades: Mapping[str, str], *, expert_error: float = 0.0
+) -> GradeProjectionResult:
+    """Grades of a scored batch, with the covariance of its scores.
 
-    Args:
-        values: shape (n,), n ≥ 1, in the order in which the fit must not decrease.
-        weights: shape (n,), positive.
+    The scores' spread over the prior's fitted width is left out: it stretches the whole scale, anchors included, and
+    the prior is taken out of every score that grades rest on.
 
-    Returns:
-        The fit, shape (n,), and the number of the pooled block each value belongs to, shape (n,), from 0.
+    Args and errors as in `project_grades`; projections are in ascending order of essay ids.
     """
-    means: list[float] = []
-    masses: list[float] = []
-    sizes: list[int] = []
-    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
-        means.append(value)
-        masses.append(weight)
-        sizes.append(1)
-        while len(means) > 1 and means[-2] >= means[-1]:
-            mean, mass, size = means.pop(), masses.pop(), sizes.pop()
-            total = masses[-1] + mass
-            means[-1] += (mean - means[-1]) * mass / total
-            masses[-1] = total
-            sizes[-1] += size
-    return np.repeat(np.asarray(means), sizes), np.repeat(np.arange(len(means), dtype=np.int64), sizes)
-
-
-def grade_probabilities(
-    scores: FloatArray,
-    ses: FloatArray,
-    *,
-    centres: FloatArray,
-    centre_variances: FloatArray,
-    spread: float,
-    priors: FloatArray,
-) -> FloatArray:
-    """P(grade | score) ∝ prior · N(score; centre, spread² + SE² + centre variance), normalised over the grades.
-
-    Beyond the outermost centres the densities go on as step 7 of the module's model says. With equal centre variances
-    that is the plain normal everywhere, and at one SE the grade is stochastically increasing in the score.
-
-    Args:
-        scores: shape (n,), logits.
-        ses: shape (n,), logits, uncapped.
-        centres: shape (k,), logits, increasing.
-        centre_variances: shape (k,), squared logits.
-        spread: within-grade standard deviation, logits.
-        priors: shape (k,), positive.
-
-    Returns:
-        Shape (n, k); each row sums to 1.
-    """
-    variances = spread**2 + ses[:, None] ** 2 + centre_variances
-    score = scores[:, None]
-    inside = np.clip(score, centres[0], centres[-1])
-    of_higher = np.minimum.accumulate(variances[:, ::-1], axis=1)[:, ::-1]
-    of_lower = np.minimum.accumulate(variances, axis=1)
-    misfit = (inside - centres) ** 2 / variances
-    # the squares' difference in product form, exactly 0 inside
-    misfit += (score - inside) * (score + inside - 2.0 * centres) / np.where(score > inside, of_higher, of_lower)
-    log_weights = np.log(priors) - 0.5 * (np.log(variances) + misfit)
-    weights = np.exp(log_weights - log_weights.max(axis=1, keepdims=True))
-    result: FloatArray = weights / weights.sum(axis=1, keepdims=True)
-    return result
-
-
-@dataclass(frozen=True, eq=False)
-class _Anchors:
-    """The anchors of one component: places in the batch, scores, squared SEs and grade numbers, each shape (n,)."""
-
-    places: IntArray
-    scores: FloatArray
-    variances: FloatArray
-    steps: IntArray
-
-    def take(self, keep: npt.NDArray[np.bool_]) -> "_Anchors":
-        return _Anchors(self.places[keep], self.scores[keep], self.variances[keep], self.steps[keep])
-
-
-@dataclass(frozen=True, eq=False)
-class _Calibration:
-    """Centres and their variances, shape (k,) over the labels, and the within-grade spread."""
-
-    centres: FloatArray
-    variances: FloatArray
-    spread: float
-
-
-@dataclass(frozen=True, eq=False)
-class _Ladder:
-    """Steps 1–4 of the module's model at one spread: centres = `operator` @ anchor scores, shape (k, n)."""
-
-    gap: float
-    operator: FloatArray
-
-
-def _calibrate(anchors: _Anchors, labels: int) -> _Calibration | str:
-    """Fit the model of this module to one component's anchors; or the reason why that is not possible."""
-    if len(set(anchors.steps.tolist())) < 2:
-        return ONE_GRADE
-    if np.ptp(anchors.scores) <= _NO_SPREAD:
-        return NO_SPREAD
-    # about their mean, so that adding a constant to all scores changes nothing but the centres
-    origin = float(anchors.scores.mean())
-    scores = anchors.scores - origin
-    spread_sq = float(scores.var())
-    for _ in range(CALIBRATION_ROUNDS):
-        ladder = _fit_ladder(anchors, scores, spread_sq, labels)
-        if ladder is None:
-            return INVERTED
-        spread_sq = _estimate_spread_sq(anchors, scores, ladder.gap)
-    ladder = _fit_ladder(anchors, scores, spread_sq, labels)
-    if ladder is None:
-        return INVERTED
-    sampling = ladder.operator**2 @ (spread_sq + anchors.variances)
-    return _Calibration(
-        centres=ladder.operator @ scores + origin,
-        variances=sampling + (STEP_CV * ladder.gap) ** 2 * _count_uneven_steps(anchors, ladder.operator),
-        spread=math.sqrt(spread_sq),
+    fit = scored.fit
+    return project_grades(
+        scale,
+        scores=scored.scores,
+        ses=scored.ses_uncapped,
+        components=scored.components,
+        known_grades=known_grades,
+        covariance=fit.covariance() - fit.score_spread @ fit.score_spread.T,
+        prior_sd=fit.prior_sd,
+        expert_error=expert_error,
     )
-
-
-def _fit_ladder(anchors: _Anchors, scores: FloatArray, spread_sq: float, labels: int) -> _Ladder | None:
-    """Mean gap and centres at the given spread²; None if the mean gap is not positive."""
-    weights = 1.0 / (spread_sq + anchors.variances)
-    deviations = anchors.steps - np.average(anchors.steps, weights=weights)
-    slope = weights * deviations / (weights @ deviations**2)
-    gap = float(slope @ scores)
-    if gap <= _NO_SPREAD:
-        return None
-
-    observed, member = np.unique(anchors.steps, return_inverse=True)
-    mass = np.bincount(member, weights=weights).astype(np.float64)
-    lifted = scores - MIN_GAP_SHARE * gap * anchors.steps
-    _, block_of_grade = fit_isotonic(np.bincount(member, weights=weights * lifted) / mass, mass)
-    blocks = block_of_grade[member]
-
-    block_mass = np.bincount(blocks, weights=weights)
-    means = (np.arange(block_mass.size)[:, None] == blocks) * weights / block_mass[:, None]
-    lift = observed - (means @ anchors.steps)[block_of_grade]
-    at_observed = means[block_of_grade] + MIN_GAP_SHARE * lift[:, None] * slope
-
-    every = np.arange(labels)
-    upper = np.clip(np.searchsorted(observed, every), 0, observed.size - 1)
-    lower = np.where(observed[upper] > every, np.maximum(upper - 1, 0), upper)
-    width = np.maximum(observed[upper] - observed[lower], 1)
-    inside = np.clip(every, observed[0], observed[-1])
-    beyond = every - inside
-    share = (inside - observed[lower]) / width
-    operator = (1.0 - share)[:, None] * at_observed[lower] + share[:, None] * at_observed[upper]
-    return _Ladder(gap=gap, operator=operator + beyond[:, None] * slope)
-
-
-def _count_uneven_steps(anchors: _Anchors, operator: FloatArray) -> FloatArray:
-    """Variance of each centre's error, in units of one step's variance, if the true steps vary: shape (k,)."""
-    every = np.arange(operator.shape[0])
-    below = every[:-1]
-    error = operator @ (anchors.steps[:, None] > below) - (every[:, None] > below)
-    result: FloatArray = (error**2).sum(axis=1)
-    return result
-
-
-def _estimate_spread_sq(anchors: _Anchors, scores: FloatArray, gap: float) -> float:
-    """Spread² of step 5, in squared logits, by the likelihood within grades times that of the grades' means."""
-    grid = SPREAD_PRIOR_SHARE * gap * np.exp(SPREAD_PRIOR_LOG_SD * _SPREAD_GRID_SD)
-    observed, member = np.unique(anchors.steps, return_inverse=True)
-    of_grade = (member[:, None] == np.arange(observed.size)).astype(np.float64)
-    variances = grid[:, None] ** 2 + anchors.variances
-    mass = (1.0 / variances) @ of_grade
-    means = ((scores / variances) @ of_grade) / mass
-    within = np.log(variances).sum(axis=1) + np.log(mass).sum(axis=1)
-    within += ((scores - means[:, member]) ** 2 / variances).sum(axis=1)
-
-    walk = (STEP_CV * gap) ** 2 * np.minimum(observed[:, None], observed[None, :])
-    covariances = walk + np.eye(observed.size) / mass[:, None, :]
-    line = np.stack([np.ones(observed.size), observed.astype(np.float64)], axis=1)
-    solved = np.linalg.solve(covariances, np.broadcast_to(line, (grid.size, *line.shape)))
-    information = line.T @ solved
-    fitted = np.linalg.solve(information, np.einsum("tkp,tk->tp", solved, means)[..., None])
-    residuals = means[..., None] - line @ fitted
-    between = np.linalg.slogdet(covariances)[1] + np.linalg.slogdet(information)[1]
-    between += (residuals * np.linalg.solve(covariances, residuals)).sum(axis=(1, 2))
-
-    log_posterior = -0.5 * (within + between + _SPREAD_GRID_SD**2)
-    posterior = np.exp(log_posterior - log_posterior.max())
-    return float(np.exp(2.0 * (posterior @ np.log(grid)) / posterior.sum()))
 
 
 def project_grades(
@@ -536,8 +256,11 @@ def project_grades(
     ses: Mapping[str, float],
     components: Mapping[str, Hashable],
     known_grades: Mapping[str, str],
+    covariance: FloatArray | None = None,
+    prior_sd: float | None = None,
+    expert_error: float = 0.0,
 ) -> GradeProjectionResult:
-    """Project every essay's score onto the grade scale, by the model this module describes.
+    """Project every essay's score onto the grade scale, by the model of `grade_model`.
 
     Args:
         scale: the grade scale.
@@ -546,63 +269,79 @@ def project_grades(
         components: essay id → label of the connected component of comparisons the essay is in. Scores of different
             components share no scale, so each component is calibrated on its own anchors.
         known_grades: anchor id → expert grade, one of the scale's labels.
+        covariance: (n, n) of the scores in the order given, logits², at one prior width, in any frame (only
+            differences are used). None: scores are independent with their SEs.
+        prior_sd: with `covariance`, the width of the prior N(0, prior_sd²) that scores and covariance come from,
+            which is taken out again; None: they come from maximum likelihood.
+        expert_error: probability, below 1, that an expert's grade is off by one.
 
     Returns:
         A projection for every essay in `scores`, in that order; those that cannot be had carry their reason.
 
     Raises:
         GradeScaleError: an expert grade that the scale does not have.
-        InputError: an essay without SE or component, a negative SE, or an anchor without a score entry.
+        InputError: an essay without SE or component, a negative SE, an anchor without a score entry, a covariance of
+            another shape, or an `expert_error` that is not in [0, 1).
     """
     steps = {anchor: scale.index(grade) for anchor, grade in known_grades.items()}
     _check_essays(scores, ses, components, known_grades)
+    if covariance is not None and covariance.shape != (len(scores), len(scores)):
+        raise InputError(f"covariance of {len(scores)} scores must be square of that size, not {covariance.shape}")
+    if not 0.0 <= expert_error < 1.0:
+        raise InputError(f"expert_error {expert_error} must be a probability below 1")
     ids = list(scores)
     x = np.array([scores[essay] for essay in ids], dtype=np.float64)
     se = np.array([ses[essay] for essay in ids], dtype=np.float64)
     placed = np.isfinite(x) & np.isfinite(se)
-    priors = np.array(scale.label_priors)
 
     by_component: dict[Hashable, list[int]] = {}
     for place, essay in enumerate(ids):
         if placed[place]:
             by_component.setdefault(components[essay], []).append(place)
-
-    no_calibration = NOT_CONNECTED if known_grades else NO_ANCHORS
-    answers: list[FloatArray | str] = [NO_SCORE if known_grades else NO_ANCHORS] * len(ids)
-    used: list[_Calibration | None] = [None] * len(ids)
+    graded: list[_Graded] = []
+    answers: list[_Answer | str] = [NO_SCORE if known_grades else NO_ANCHORS] * len(ids)
+    checks: dict[int, AnchorCheck] = {}
     inversions: list[GradeInversion] = []
-    best: tuple[int, _Calibration] | None = None
-
     for places in by_component.values():
-        anchors = _select_anchors(places, ids, x, se, steps)
-        calibration = _calibrate(anchors, len(priors)) if anchors.places.size else no_calibration
-        inversions += _find_inversions(anchors, ids)
-        if isinstance(calibration, _Calibration) and (best is None or len(places) > best[0]):
-            best = (len(places), calibration)
-        students = [place for place in places if ids[place] not in steps]
-        _answer(students, calibration, x, se, priors, answers, used)
-        for number, place in enumerate(anchors.places.tolist()):
-            alone = calibration
-            if isinstance(calibration, _Calibration):
-                alone = _calibrate(anchors.take(np.arange(anchors.places.size) != number), len(priors))
-                alone = WITHOUT_ITSELF + alone if isinstance(alone, str) else alone
-            _answer([place], alone, x, se, priors, answers, used)
+        part = _Component(
+            places=np.array(places, dtype=np.int64),
+            ids=[ids[place] for place in places],
+            scores=x[places],
+            ses=se[places],
+            covariance=None if covariance is None else covariance[np.ix_(places, places)],
+            prior_sd=prior_sd,
+            steps=steps,
+        )
+        inversions += _find_inversions(part)
+        refusal = (NOT_CONNECTED if known_grades else NO_ANCHORS) if not part.anchors.size else part.refusal()
+        found = None if refusal else _grade(part, scale, expert_error)
+        for row, place in enumerate(places):
+            answers[place] = refusal if refusal else found.answers[row] if found else NO_SCORE
+        checks |= {int(part.places[row]): check for row, check in _check_anchors(part, found, scale).items()}
+        if found:
+            graded.append(found)
 
-    projections = tuple(
-        _describe(essay, scale, known_grades.get(essay), x[place], se[place], answers[place], used[place])
-        for place, essay in enumerate(ids)
-    )
+    projections = tuple(_describe(essay, scale, known_grades.get(essay), answers[i]) for i, essay in enumerate(ids))
     counted = [p for p in projections if not p.is_anchor] or list(projections)
     available = any(projection.available for projection in counted)
     reasons = Counter(projection.reason for projection in counted)
+    reason = None if available else (reasons.most_common(1)[0][0] if reasons else NO_ANCHORS)
+    best = max(graded, key=lambda one: len(one.answers), default=None)
+    inversions.sort(key=lambda one: (-one.z, one.lower_graded, one.higher_graded))
+    anchors = _name_replacement([checks[place] for place in sorted(checks)])
     return GradeProjectionResult(
         available=available,
-        reason=None if available else (reasons.most_common(1)[0][0] if reasons else NO_ANCHORS),
+        reason=reason,
         projections=projections,
-        centres=dict(zip(scale.labels, best[1].centres.tolist(), strict=True)) if best else {},
-        centre_ses=dict(zip(scale.labels, np.sqrt(best[1].variances).tolist(), strict=True)) if best else {},
-        spread=best[1].spread if best else None,
-        inversions=tuple(sorted(inversions, key=lambda found: (-found.z, found.lower_graded, found.higher_graded))),
+        centres=best.by_label(best.centres) if best else {},
+        centre_ses=best.by_label(best.centre_ses) if best else {},
+        spread=best.spread if best else None,
+        step=best.step if best else None,
+        grade_shares=best.by_label(best.shares) if best else {},
+        boundaries=best.boundaries if best else (),
+        anchors=anchors,
+        anchor_verdict=_verdict(reason, anchors, inversions) if known_grades else None,
+        inversions=tuple(inversions),
     )
 
 
@@ -629,92 +368,312 @@ def _name_some(ids: Sequence[str]) -> str:
     return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
 
 
-def _select_anchors(
-    places: Sequence[int], ids: Sequence[str], x: FloatArray, se: FloatArray, steps: Mapping[str, int]
-) -> _Anchors:
-    chosen = np.array([place for place in places if ids[place] in steps], dtype=np.int64)
-    grades = np.array([steps[ids[place]] for place in chosen.tolist()], dtype=np.int64)
-    return _Anchors(chosen, x[chosen], se[chosen] ** 2, grades)
+@dataclass(frozen=True, eq=False)
+class _Component:
+    """The essays of one connected component: places in the batch (n,), ids, scores and SEs (n,), covariance (n, n)."""
+
+    places: IntArray
+    ids: Sequence[str]
+    scores: FloatArray
+    ses: FloatArray
+    covariance: FloatArray | None
+    prior_sd: float | None
+    steps: Mapping[str, int]
+
+    @cached_property
+    def anchors(self) -> IntArray:
+        """Rows that are anchors."""
+        return np.array([row for row, essay in enumerate(self.ids) if essay in self.steps], dtype=np.int64)
+
+    @cached_property
+    def students(self) -> IntArray:
+        """Rows that are not."""
+        return np.setdiff1d(np.arange(len(self.ids)), self.anchors)
+
+    @cached_property
+    def grades(self) -> IntArray:
+        """Grade numbers of the anchors."""
+        return np.array([self.steps[self.ids[row]] for row in self.anchors.tolist()], dtype=np.int64)
+
+    def refusal(self, without: int | None = None) -> str | None:
+        """Why the anchors (all but one, if asked) cannot carry grades, or None if they can."""
+        anchors, grades = self.anchors, self.grades
+        if without is not None:
+            anchors, grades = np.delete(anchors, without), np.delete(grades, without)
+        if np.unique(grades).size < 2:
+            return ONE_GRADE
+        if np.ptp(self.scores[anchors]) <= _NO_SPREAD:
+            return NO_SPREAD
+        slope, _ = anchor_line(self.scores[anchors], self.ses[anchors], grades)
+        return INVERTED if slope <= _NO_SPREAD else None
 
 
-def _find_inversions(anchors: _Anchors, ids: Sequence[str]) -> list[GradeInversion]:
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """Of one essay: probabilities (K,) under the shares in use and under equal ones, and where it stands (K-1,)."""
+
+    probabilities: FloatArray
+    uniform: FloatArray
+    exact: FloatArray
+    distances: FloatArray
+    errors: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class _Graded:
+    """One component's calibration and what it says of each of its essays; arrays over labels are (K,)."""
+
+    answers: Sequence[_Answer | str]
+    calibration: Calibration
+    labels: tuple[str, ...]
+    centres: FloatArray
+    centre_ses: FloatArray
+    spread: float
+    step: float
+    shares: FloatArray
+    boundaries: tuple[GradeBoundary, ...]
+
+    def by_label(self, values: FloatArray) -> dict[str, float]:
+        return dict(zip(self.labels, values.tolist(), strict=True))
+
+
+def _grade(part: _Component, scale: GradeScale, expert_error: float) -> _Graded:
+    """Calibrate one component on its anchors and grade its essays."""
+    labels = len(scale.labels)
+    prior = np.array(scale.label_priors)
+    belief = believe(part.scores, part.ses, part.covariance, part.prior_sd, part.anchors, part.grades)
+    calibration = calibrate(belief, labels, expert_error)
+    everyone = calibration.everyone
+    weights = everyone.weights[:, 0]
+    spread = float(np.exp(weights @ np.log(everyone.spread)))
+
+    answers: list[_Answer | str] = [NO_SCORE] * len(part.ids)
+    common, offsets = _grade_students(part, calibration, prior, answers)
+    _grade_anchors(part, calibration, prior, spread, answers)
+
+    where, error = _mixed(weights, *everyone.from_origin(np.eye(labels)))
+    means, variances = everyone.from_origin(middles(labels))
+    boundary, boundary_se = _mixed(weights, means + offsets, variances)
+    answered = [answer for row in part.students.tolist() if isinstance(answer := answers[row], _Answer)]
+    return _Graded(
+        answers=answers,
+        calibration=calibration,
+        labels=scale.labels,
+        centres=where,
+        centre_ses=error,
+        spread=spread,
+        step=float(np.exp(weights @ np.log(everyone.step))),
+        shares=common,
+        boundaries=_describe_boundaries(scale, boundary, boundary_se, answered),
+    )
+
+
+def _grade_students(
+    part: _Component, calibration: Calibration, prior: FloatArray, answers: list[_Answer | str]
+) -> tuple[FloatArray, FloatArray]:
+    """Enter the students' answers; the grades' shares (K,), and cuts less midpoints at each grid point (G, K-1)."""
+    everyone, students = calibration.everyone, part.students
+    parts = in_parts(np.arange(students.size))
+    found = [differences(everyone, students[rows], calibration.prior_precision) for rows in parts]
+    likelihood = np.vstack([np.zeros((0, prior.size)), *map(likelihoods, found)])
+    fitted = fit_shares(likelihood, prior)
+    centres = everyone.centres[:, 0]
+    offsets = cuts(centres, everyone.spread, fitted.everyone) - centres @ middles(prior.size).T
+    stands = [standing(f, offsets[:, None], fitted.others[rows]) for f, rows in zip(found, parts, strict=True)]
+    _enter(answers, students, fitted.probabilities, likelihood, stands)
+    return fitted.everyone, offsets
+
+
+def _grade_anchors(
+    part: _Component, calibration: Calibration, prior: FloatArray, spread: float, answers: list[_Answer | str]
+) -> None:
+    """Enter the anchors' answers, each without its own grade, under the scale's own shares."""
+    found = differences(calibration.anchors, np.arange(part.anchors.size), 0.0)
+    centres = calibration.anchors.average()
+    offsets = cuts(centres, np.full(part.anchors.size, spread), prior) - centres @ middles(prior.size).T
+    likelihood = likelihoods(found)
+    probabilities = likelihood * prior
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    _enter(answers, part.anchors, probabilities, likelihood, [standing(found, offsets[None], prior)])
+    for number, row in enumerate(part.anchors.tolist()):
+        refusal = part.refusal(without=number)
+        if refusal:
+            answers[row] = WITHOUT_ITSELF + refusal
+
+
+def _enter(
+    answers: list[_Answer | str],
+    rows: IntArray,
+    probabilities: FloatArray,
+    likelihood: FloatArray,
+    stands: Sequence[Standing],
+) -> None:
+    """Enter what was found of the essays at `rows` into `answers`."""
+    uniform = likelihood / likelihood.sum(axis=1, keepdims=True)
+    each = (one for stand in stands for one in zip(stand.exact, stand.distances, stand.errors, strict=True))
+    for row, fitted, equal, (exact, distances, errors) in zip(rows.tolist(), probabilities, uniform, each, strict=True):
+        answers[row] = _Answer(fitted, equal, exact, distances, errors)
+
+
+def _mixed(weights: FloatArray, means: FloatArray, variances: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Mean and standard deviation of a mixture over the first axis."""
+    mean = weights @ means
+    return mean, np.sqrt(weights @ (variances + (means - mean) ** 2))
+
+
+def _median(probabilities: FloatArray) -> int:
+    """The lowest label that is exceeded with a probability of at most 1/2."""
+    return int(np.searchsorted(np.cumsum(probabilities)[:-1], 0.5))
+
+
+def _describe(essay: str, scale: GradeScale, known_grade: str | None, answer: _Answer | str) -> GradeProjection:
+    """One essay's projection, or the reason why it has none."""
+    is_anchor = known_grade is not None
+    if isinstance(answer, str):
+        return GradeProjection(
+            essay_id=essay, is_anchor=is_anchor, known_grade=known_grade, available=False, reason=answer
+        )
+    middle, middle_uniform = _median(answer.probabilities), _median(answer.uniform)
+    confidence = float(answer.probabilities[middle])
+    nearest = int(np.abs(answer.distances).argmin())
+    error = float(answer.errors[nearest])
+    return GradeProjection(
+        essay_id=essay,
+        is_anchor=is_anchor,
+        known_grade=known_grade,
+        available=True,
+        grade=scale.labels[middle],
+        confidence=confidence,
+        label=label_confidence(confidence),
+        boundary_distance_se=abs(float(answer.distances[nearest])) / error if error > 0 else math.inf,
+        nearest_boundary=_name_boundary(scale, nearest),
+        would_change=float(1.0 - answer.exact[middle]),
+        probabilities=dict(zip(scale.labels, answer.probabilities.tolist(), strict=True)),
+        grade_uniform=scale.labels[middle_uniform],
+        confidence_uniform=float(answer.uniform[middle_uniform]),
+        probabilities_uniform=dict(zip(scale.labels, answer.uniform.tolist(), strict=True)),
+    )
+
+
+def _name_boundary(scale: GradeScale, number: int) -> str:
+    return f"{scale.labels[number]}|{scale.labels[number + 1]}"
+
+
+def _describe_boundaries(
+    scale: GradeScale, scores: FloatArray, ses: FloatArray, students: Sequence[_Answer]
+) -> tuple[GradeBoundary, ...]:
+    """The boundaries between neighbouring grades; none without students."""
+    if not students:
+        return ()
+    # (n, K-1), from below each boundary
+    above = 1.0 - np.cumsum([answer.probabilities for answer in students], axis=1)[:, :-1]
+    exact = 1.0 - np.cumsum([answer.exact for answer in students], axis=1)[:, :-1]
+    printed = np.array([_median(answer.probabilities) for answer in students])[:, None] > np.arange(scores.size)
+    distances = np.array([answer.distances for answer in students])
+    false_pass = (printed * (1.0 - above)).mean(axis=0)
+    false_fail = (~printed * above).mean(axis=0)
+    passing = scale.labels.index(scale.lowest_pass) - 1
+    return tuple(
+        GradeBoundary(
+            boundary=_name_boundary(scale, j),
+            is_pass=j == passing,
+            score=scores[j],
+            se=ses[j],
+            low=scores[j] - _Z95 * ses[j],
+            high=scores[j] + _Z95 * ses[j],
+            share_above=above[:, j].mean(),
+            share_low=(distances[:, j] > _Z95 * ses[j]).mean(),
+            share_high=(distances[:, j] > -_Z95 * ses[j]).mean(),
+            accuracy=1.0 - false_pass[j] - false_fail[j],
+            consistency=(exact[:, j] ** 2 + (1.0 - exact[:, j]) ** 2).mean(),
+            false_pass=false_pass[j],
+            false_fail=false_fail[j],
+        )
+        for j in range(scores.size)
+    )
+
+
+# -- the anchor report --------------------------------------------------------------------------------------------
+
+
+def _find_inversions(part: _Component) -> list[GradeInversion]:
     """Every pair of anchors of one component whose scores are strictly in the other order than their grades."""
-    excess = anchors.scores[:, None] - anchors.scores[None, :]
-    lower, higher = np.nonzero((anchors.steps[:, None] < anchors.steps[None, :]) & (excess > 0))
+    from scipy.special import ndtr
+
+    anchors, grades = part.anchors, part.grades
+    among = np.diag(part.ses[anchors] ** 2) if part.covariance is None else part.covariance[np.ix_(anchors, anchors)]
+    own = np.diag(among)
+    variances = own[:, None] + own - 2.0 * among
+    excess = part.scores[anchors][:, None] - part.scores[anchors]
     found = []
-    for low, high in zip(lower.tolist(), higher.tolist(), strict=True):
-        se = math.sqrt(anchors.variances[low] + anchors.variances[high])
+    for low, high in np.argwhere((grades[:, None] < grades) & (excess > 0)).tolist():
+        se = math.sqrt(max(variances[low, high], 0.0))
         z = float(excess[low, high]) / se if se > 0 else math.inf
         found.append(
-            GradeInversion(lower_graded=ids[anchors.places[low]], higher_graded=ids[anchors.places[high]], z=z)
+            GradeInversion(
+                lower_graded=part.ids[anchors[low]], higher_graded=part.ids[anchors[high]], z=z, probability=ndtr(z)
+            )
         )
     return found
 
 
-def _answer(
-    places: Sequence[int],
-    calibration: _Calibration | str,
-    x: FloatArray,
-    se: FloatArray,
-    priors: FloatArray,
-    answers: list[FloatArray | str],
-    used: list[_Calibration | None],
-) -> None:
-    """Enter the probabilities, or the reason, of the essays at `places` into `answers` and `used`."""
-    if isinstance(calibration, str):
-        for place in places:
-            answers[place] = calibration
-        return
-    where = np.array(places, dtype=np.int64)
-    probabilities = grade_probabilities(
-        x[where],
-        se[where],
-        centres=calibration.centres,
-        centre_variances=calibration.variances,
-        spread=calibration.spread,
-        priors=priors,
-    )
-    for place, row in zip(places, probabilities, strict=True):
-        answers[place] = row
-        used[place] = calibration
-
-
-def _describe(
-    essay: str,
-    scale: GradeScale,
-    known_grade: str | None,
-    score: float,
-    se: float,
-    answer: FloatArray | str,
-    calibration: _Calibration | None,
-) -> GradeProjection:
-    """One essay's projection from its probabilities, or from the reason why it has none."""
-    if isinstance(answer, str) or calibration is None:
-        return GradeProjection(
-            essay_id=essay,
-            is_anchor=known_grade is not None,
-            known_grade=known_grade,
-            available=False,
-            reason=answer if isinstance(answer, str) else NO_SCORE,
+def _check_anchors(part: _Component, graded: _Graded | None, scale: GradeScale) -> dict[int, AnchorCheck]:
+    """Row → check of each anchor of one component; figures that a refusal leaves out are None."""
+    checks = {}
+    known = [scale.labels[grade] for grade in part.grades.tolist()]
+    if graded is None:
+        return {
+            row: AnchorCheck(
+                essay_id=part.ids[row], known_grade=grade, misfit=None, probability=None, leverage=None, influence=None
+            )
+            for row, grade in zip(part.anchors.tolist(), known, strict=True)
+        }
+    calibration = graded.calibration
+    misfits, influences = calibration.misfits(part.grades), calibration.influences()
+    for number, (row, grade) in enumerate(zip(part.anchors.tolist(), known, strict=True)):
+        answer = graded.answers[row]
+        checkable = isinstance(answer, _Answer)
+        checks[row] = AnchorCheck(
+            essay_id=part.ids[row],
+            known_grade=grade,
+            misfit=float(misfits[number]) if checkable else None,
+            probability=float(answer.uniform[scale.index(grade)]) if isinstance(answer, _Answer) else None,
+            leverage=float(calibration.leverage[number]),
+            influence=float(influences[number]) if checkable else None,
         )
-    best = int(answer.argmax())
-    confidence = float(answer[best])
-    centres, centre_ses = calibration.centres, np.sqrt(calibration.variances)
-    distances = np.abs(score - (centres[:-1] + centres[1:]) / 2)
-    nearest = int(distances.argmin())
-    boundary_se = (centre_ses[nearest] + centre_ses[nearest + 1]) / 2
-    return GradeProjection(
-        essay_id=essay,
-        is_anchor=known_grade is not None,
-        known_grade=known_grade,
-        available=True,
-        grade=scale.labels[best],
-        confidence=confidence,
-        label=label_confidence(confidence),
-        boundary_distance_se=float(distances[nearest] / math.hypot(se, boundary_se)),
-        nearest_boundary=f"{scale.labels[nearest]}|{scale.labels[nearest + 1]}",
-        probabilities=dict(zip(scale.labels, answer.tolist(), strict=True)),
+    return checks
+
+
+def _name_replacement(checks: Sequence[AnchorCheck]) -> tuple[AnchorCheck, ...]:
+    """The checks, the anchor to replace first marked: of the misfits the most influential."""
+    misfits = [check for check in checks if check.misfit is not None and abs(check.misfit) >= MISFIT]
+    first = max(misfits, key=lambda check: check.influence or 0.0, default=None)
+    return tuple(
+        check.model_copy(update={"replace_first": True}) if first and check is first else check for check in checks
     )
+
+
+def _verdict(reason: str | None, anchors: Sequence[AnchorCheck], inversions: Sequence[GradeInversion]) -> str:
+    """The anchor report in a sentence or two."""
+    if reason is not None:
+        return f"The anchors carry no grades. {reason}"
+    first = next((check for check in anchors if check.replace_first), None)
+    sure = [pair for pair in inversions if pair.z >= MISFIT]
+    said = []
+    if first is not None and first.misfit is not None:
+        side = "above" if first.misfit > 0 else "below"
+        said.append(
+            f"Replace or regrade {first.essay_id} first: the judge puts it {side} what {first.known_grade} leads to "
+            f"expect, by {abs(first.misfit):.1f} standard deviations."
+        )
+    if sure:
+        named = ", ".join(f"{pair.lower_graded} above {pair.higher_graded}" for pair in sure[:_INVERSIONS_NAMED])
+        more = f" and {len(sure) - _INVERSIONS_NAMED} more" if len(sure) > _INVERSIONS_NAMED else ""
+        said.append(f"The judge is sure of the other order of {named}{more}.")
+    unchecked = sum(check.misfit is None for check in anchors)
+    if unchecked:
+        said.append(f"{unchecked} of {len(anchors)} anchors cannot be checked against the others.")
+    return " ".join(said) or "Every anchor fits in with the others."
 
 
 def label_confidence(confidence: float) -> ConfidenceLabel:

@@ -23,7 +23,8 @@ from cj_pipeline.core.bradley_terry import BTScoringResult, compute_bt_scores_an
 from cj_pipeline.core.completion import StoppingSettings, coverage, decide, is_small_net
 from cj_pipeline.core.designs import WaveRequest, plan_next_wave
 from cj_pipeline.core.errors import InputError
-from cj_pipeline.core.grades import GradeScale, project_grades
+from cj_pipeline.core.grade_scale import GradeScale
+from cj_pipeline.core.grades import project_scored
 from cj_pipeline.core.models import (
     BatchState,
     Comparison,
@@ -312,12 +313,8 @@ def _compare(
     true = np.array([truth.scores[essay] - mean for essay in students])
     found = np.array([scored.scores[essay] for essay in students])
     projections = (
-        project_grades(
-            scale,
-            scores=scored.scores,
-            ses=scored.ses_uncapped,
-            components=scored.components,
-            known_grades={anchor: scale.labels[truth.grades[anchor]] for anchor in truth.anchors},
+        project_scored(
+            scale, scored, {anchor: scale.labels[truth.grades[anchor]] for anchor in truth.anchors}
         ).projections
         if truth.anchors
         else ()

@@ -197,6 +197,7 @@ BT_SCORES = Table(
         Column("wins", pl.Int64, "of those, won"),
         Column("losses", pl.Int64, "of those, lost"),
         Column("component", pl.Int64, "connected part of the comparison graph; scores compare within one"),
+        Column("prior_sd", pl.Float64, "fitted width of the scores' prior, logits: one number per batch"),
         Column("simulated", pl.Boolean, "true if judgments behind the score were simulated"),
     ),
 )
@@ -261,13 +262,53 @@ GRADE_PROJECTIONS = Table(
         _KNOWN_GRADE,
         Column("available", pl.Boolean, "whether a grade could be projected"),
         Column("reason", pl.String, "why not, in words a teacher understands", nullable=True),
-        Column("grade", pl.String, "the most probable grade; for an anchor, projected without itself", nullable=True),
+        Column("grade", pl.String, "the median of what the grade may be; for an anchor, without itself", nullable=True),
         Column("confidence", pl.Float64, "probability of the grade", nullable=True),
         Column("label", pl.String, "HIGH, MID or LOW confidence", nullable=True),
         Column("boundary_distance_se", pl.Float64, "distance to the nearest grade boundary, in SEs", nullable=True),
         Column("nearest_boundary", pl.String, "the boundary, as lower|upper grade", nullable=True),
         Column("probabilities", PROBABILITIES, "every grade of the scale with its probability"),
+        Column("would_change", pl.Float64, "probability that endless judging would print another grade", nullable=True),
+        Column("grade_uniform", pl.String, "the grade if all grades were equally common beforehand", nullable=True),
+        Column("confidence_uniform", pl.Float64, "probability of that grade, then", nullable=True),
+        Column("probabilities_uniform", PROBABILITIES, "every grade's probability, then"),
         Column("simulated", pl.Boolean, "true if the judgments were simulated"),
+    ),
+)
+GRADE_BOUNDARIES = Table(
+    "grade_boundaries",
+    "where grades end and what that means for the class: one row per boundary; none without grades",
+    (
+        _BATCH_ID,
+        Column("boundary", pl.String, "as lower|upper grade"),
+        Column("number", pl.Int64, "from 1 at the bottom of the scale"),
+        Column("is_pass", pl.Boolean, "whether it divides failing from passing"),
+        Column("score", pl.Float64, "where it lies on the batch's score scale, logits"),
+        Column("se", pl.Float64, "its standard error from the anchors, logits; it moves all students alike"),
+        Column("low", pl.Float64, "lower end of its 95 % interval, logits"),
+        Column("high", pl.Float64, "upper end"),
+        Column("share_above", pl.Float64, "expected share of students above it"),
+        Column("share_low", pl.Float64, "share of students above it if it lies at the interval's upper end"),
+        Column("share_high", pl.Float64, "share of students above it if it lies at the lower end"),
+        Column("accuracy", pl.Float64, "expected share of students printed on the right side"),
+        Column("consistency", pl.Float64, "chance that judging all again would leave a student on the same side"),
+        Column("false_pass", pl.Float64, "expected share of students printed above whose grade is below"),
+        Column("false_fail", pl.Float64, "expected share of students printed below whose grade is above"),
+    ),
+)
+ANCHOR_REPORT = Table(
+    "anchor_report",
+    "how each anchor fits in with the others: one row per anchor; none without an assignment",
+    (
+        _BATCH_ID,
+        _ESSAY_ID,
+        Column("known_grade", pl.String, "the expert grade"),
+        Column("misfit", pl.Float64, "standard deviations its score is above what its grade predicts", nullable=True),
+        Column("probability", pl.Float64, "of the expert grade, going by the other anchors", nullable=True),
+        Column("leverage", pl.Float64, "by how much its grade's centre follows its score, 0 to 1", nullable=True),
+        Column("influence", pl.Float64, "largest shift of a boundary without it, in mean grade steps", nullable=True),
+        Column("inversions", pl.Int64, "anchors that the judge puts in the other order with it than the experts"),
+        Column("replace_first", pl.Boolean, "whether it is the one to replace or regrade first"),
     ),
 )
 
@@ -281,5 +322,7 @@ GRAPH_TABLES: Final = (
     SE_SUMMARIES,
     QUALITY_FLAGS,
     GRADE_PROJECTIONS,
+    GRADE_BOUNDARIES,
+    ANCHOR_REPORT,
 )
 """The tables of the DuckDB graph, each keyed by batch_id."""

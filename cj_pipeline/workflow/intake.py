@@ -32,7 +32,7 @@ from cj_pipeline.workflow.essays import (
 from cj_pipeline.workflow.problems import name_in, noted, quoted, shown
 
 if TYPE_CHECKING:
-    from cj_pipeline.core.grades import GradeScale
+    from cj_pipeline.core.grade_scale import GradeScale
 
 ASSIGNMENT_KEYS: Final = (
     "id",
@@ -182,7 +182,7 @@ def _assignment_documents(folder: Path, raw: Mapping[str, Any], problems: list[s
 
 
 def _grade_scale(raw: Mapping[str, Any], name: str | None, problems: list[str]) -> "GradeScale | None":
-    from cj_pipeline.core.grades import get_grade_scale, parse_grade_scale
+    from cj_pipeline.core.grade_scale import get_grade_scale, parse_grade_scale
 
     definition = raw.get("grade_scale_definition")
     with noted(problems):

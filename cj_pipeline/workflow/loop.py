@@ -23,7 +23,7 @@ from cj_pipeline.core.bradley_terry import BTScoringResult, compute_bt_scores_an
 from cj_pipeline.core.completion import Decision, decide, is_small_net
 from cj_pipeline.core.designs import WaveRequest, plan_next_wave, plan_whole_budget
 from cj_pipeline.core.diagnostics import bt_quality_flags
-from cj_pipeline.core.grades import project_grades
+from cj_pipeline.core.grades import project_scored
 from cj_pipeline.core.models import (
     BatchingMode,
     BatchKind,
@@ -444,12 +444,8 @@ class _WaveLoop:
         if self._tunables.stop_rule is not StopRule.PRECISION:
             return None
         scale = scale_of(self._ledger, self._batch)
-        projected = scale and project_grades(
-            scale,
-            scores=scoring.scores,
-            ses=scoring.ses_uncapped,
-            components=scoring.components,
-            known_grades={e.essay_id: e.known_grade for e in self._essays.values() if e.is_anchor and e.known_grade},
+        projected = scale and project_scored(
+            scale, scoring, {e.essay_id: e.known_grade for e in self._essays.values() if e.is_anchor and e.known_grade}
         )
         measured = wave_precision(
             wave.wave,

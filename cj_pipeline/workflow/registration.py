@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cj_pipeline.core.errors import InputError, RequestError
-from cj_pipeline.core.grades import GradeScale, get_grade_scale, parse_grade_scale
+from cj_pipeline.core.grade_scale import GradeScale, get_grade_scale, parse_grade_scale
 from cj_pipeline.core.models import BatchApiMode, BatchingMode, BatchKind, EssayRole
 from cj_pipeline.judges.catalogue import judge_problems, judge_warnings, needs_quality, open_judge
 from cj_pipeline.judges.injection import injection_signs

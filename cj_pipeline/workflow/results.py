@@ -7,15 +7,18 @@ column means is in `workflow.frames`.
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from cj_pipeline.core.bradley_terry import compute_bt_scores_and_se
+from cj_pipeline.core.bradley_terry import compute_bt_scores_and_se, fit_bradley_terry
 from cj_pipeline.core.diagnostics import bt_quality_flags, bt_se_summary
-from cj_pipeline.core.grades import GradeProjectionResult, GradeScale, project_grades
+from cj_pipeline.core.grade_scale import GradeScale
+from cj_pipeline.core.grades import GradeProjectionResult, project_grades
 from cj_pipeline.core.models import (
     BatchStatus,
     Comparison,
@@ -32,6 +35,8 @@ from cj_pipeline.ledger.records import BatchRecord
 from cj_pipeline.settings import BatchTunables
 from cj_pipeline.workflow import frames
 from cj_pipeline.workflow.registration import scale_of
+
+FloatArray = NDArray[np.float64]
 
 NO_GRADES_BECAUSE: Final = {
     "insufficient_essays": "There are fewer than two student essays, and a comparison needs two.",
@@ -71,7 +76,7 @@ def collect_results(ledger: Ledger, batch_id: str) -> BatchResults:
     comparisons = comparisons_frame(ledger, batch_id)
     scores = score(batch_id, comparisons, essays, tunables)
     summaries = summarise(batch_id, scores, comparisons, tunables)
-    projection, projections = project(batch, scale_of(ledger, batch), scores)
+    projected = project(batch, scale_of(ledger, batch), scores, comparisons)
     return BatchResults(
         batch=batch,
         tables={
@@ -83,9 +88,11 @@ def collect_results(ledger: Ledger, batch_id: str) -> BatchResults:
             frames.WAVES.name: waves_frame(ledger, batch_id, comparisons),
             frames.SE_SUMMARIES.name: summaries,
             frames.QUALITY_FLAGS.name: flag(batch_id, summaries, tunables),
-            frames.GRADE_PROJECTIONS.name: projections,
+            frames.GRADE_PROJECTIONS.name: projected.projections,
+            frames.GRADE_BOUNDARIES.name: projected.boundaries,
+            frames.ANCHOR_REPORT.name: projected.anchors,
         },
-        projection=projection,
+        projection=projected.result,
         as_of=judged_count(comparisons),
     )
 
@@ -280,6 +287,7 @@ def score(batch_id: str, comparisons: pl.DataFrame, essays: pl.DataFrame, tunabl
                 "wins": result.wins[essay_id],
                 "losses": result.losses[essay_id],
                 "component": result.components[essay_id],
+                "prior_sd": result.fit.prior_sd,
                 "simulated": simulated,
             }
             for rank, essay_id in enumerate(result.ranking(), start=1)
@@ -316,10 +324,25 @@ def flag(batch_id: str, summaries: pl.DataFrame, tunables: BatchTunables) -> pl.
     return frames.QUALITY_FLAGS.frame([{"batch_id": batch_id, **flags}])
 
 
-def project(
-    batch: BatchRecord, scale: GradeScale | None, scores: pl.DataFrame
-) -> tuple[GradeProjectionResult | None, pl.DataFrame]:
-    """Grades from scores (`frames.GRADE_PROJECTIONS`), or a row with the reason for every essay."""
+@dataclass(frozen=True)
+class Projected:
+    """Grades as tables, and the result they come from (None where the batch has none)."""
+
+    result: GradeProjectionResult | None
+    projections: pl.DataFrame
+    boundaries: pl.DataFrame
+    anchors: pl.DataFrame
+
+
+def project(batch: BatchRecord, scale: GradeScale | None, scores: pl.DataFrame, comparisons: pl.DataFrame) -> Projected:
+    """Grades from scores, or a row with the reason for every essay; boundaries and anchor report where there are any.
+
+    Args:
+        batch: the batch.
+        scale: its grade scale, if it has one.
+        scores: `frames.BT_SCORES`.
+        comparisons: `frames.COMPARISONS` or `frames.JUDGMENTS` that the scores come from.
+    """
     reason = _no_grades_reason(batch, scale)
     if reason is not None or scale is None:
         rows = [
@@ -331,39 +354,85 @@ def project(
                 "available": False,
                 "reason": reason,
                 "probabilities": [],
+                "probabilities_uniform": [],
                 "simulated": batch.simulated,
             }
             for row in scores.iter_rows(named=True)
         ]
-        return None, frames.GRADE_PROJECTIONS.frame(rows)
+        nothing = frames.GRADE_BOUNDARIES.frame([]), frames.ANCHOR_REPORT.frame([])
+        return Projected(None, frames.GRADE_PROJECTIONS.frame(rows), *nothing)
+    covariance, prior_sd = _covariance(scores, comparisons)
     result = project_grades(
         scale,
         scores=_column(scores, "score"),
         ses=_column(scores, "se_uncapped"),
         components=_column(scores, "component"),
         known_grades=_column(scores.filter(pl.col("is_anchor")), "known_grade"),
+        covariance=covariance,
+        prior_sd=prior_sd,
     )
-    rows = [
-        {
-            "batch_id": batch.batch_id,
-            "essay_id": projection.essay_id,
-            "is_anchor": projection.is_anchor,
-            "known_grade": projection.known_grade,
-            "available": projection.available,
-            "reason": projection.reason,
-            "grade": projection.grade,
-            "confidence": projection.confidence,
-            "label": None if projection.label is None else projection.label.value,
-            "boundary_distance_se": projection.boundary_distance_se,
-            "nearest_boundary": projection.nearest_boundary,
-            "probabilities": [
-                {"grade": grade, "probability": probability} for grade, probability in projection.probabilities.items()
-            ],
-            "simulated": batch.simulated,
-        }
-        for projection in result.projections
-    ]
-    return result, frames.GRADE_PROJECTIONS.frame(rows)
+    return Projected(
+        result, _projections_frame(batch, result), _boundaries_frame(batch, result), _anchors_frame(batch, result)
+    )
+
+
+def _covariance(scores: pl.DataFrame, comparisons: pl.DataFrame) -> tuple[FloatArray | None, float | None]:
+    """Covariance of the scores in the order of their rows, at the prior width they are at, and that width."""
+    if not scores.height:
+        return None, None
+    judged = comparisons.filter(pl.col("status") == ComparisonStatus.JUDGED.value).sort("comparison_id")
+    place = {essay: row for row, essay in enumerate(sorted(scores["essay_id"].to_list()))}
+    first = judged["winner"] == Winner.A.value
+    a, b = ([place[essay] for essay in judged[name].to_list()] for name in ("essay_a", "essay_b"))
+    a_won = first.to_numpy().astype(np.bool_)
+    prior_sd = float(scores["prior_sd"][0])
+    fit = fit_bradley_terry(
+        np.where(a_won, a, b).astype(np.int64),
+        np.where(a_won, b, a).astype(np.int64),
+        len(place),
+        prior_sd=prior_sd,
+        winner_first=a_won,
+    )
+    order = [place[essay] for essay in scores["essay_id"].to_list()]
+    return fit.covariance()[np.ix_(order, order)], prior_sd
+
+
+def _projections_frame(batch: BatchRecord, result: GradeProjectionResult) -> pl.DataFrame:
+    def listed(probabilities: Mapping[str, float]) -> list[dict[str, Any]]:
+        return [{"grade": grade, "probability": probability} for grade, probability in probabilities.items()]
+
+    return frames.GRADE_PROJECTIONS.frame(
+        [
+            projection.model_dump()
+            | {
+                "batch_id": batch.batch_id,
+                "label": None if projection.label is None else projection.label.value,
+                "probabilities": listed(projection.probabilities),
+                "probabilities_uniform": listed(projection.probabilities_uniform),
+                "simulated": batch.simulated,
+            }
+            for projection in result.projections
+        ]
+    )
+
+
+def _boundaries_frame(batch: BatchRecord, result: GradeProjectionResult) -> pl.DataFrame:
+    return frames.GRADE_BOUNDARIES.frame(
+        [
+            boundary.model_dump() | {"batch_id": batch.batch_id, "number": number}
+            for number, boundary in enumerate(result.boundaries, start=1)
+        ]
+    )
+
+
+def _anchors_frame(batch: BatchRecord, result: GradeProjectionResult) -> pl.DataFrame:
+    inverted = Counter(essay for pair in result.inversions for essay in (pair.lower_graded, pair.higher_graded))
+    return frames.ANCHOR_REPORT.frame(
+        [
+            check.model_dump() | {"batch_id": batch.batch_id, "inversions": inverted[check.essay_id]}
+            for check in result.anchors
+        ]
+    )
 
 
 def last_failure(ledger: Ledger, batch_id: str) -> str | None:

@@ -23,7 +23,7 @@ from filelock import FileLock
 from cj_pipeline.analysis import graph
 from cj_pipeline.analysis.graph import GraphBusyError, GraphError, GraphTableError, open_graph, publish_batch, views
 from cj_pipeline.core.errors import CJError
-from cj_pipeline.workflow.frames import GRAPH_TABLES
+from cj_pipeline.workflow.frames import GRADE_BOUNDARIES, GRAPH_TABLES
 
 GRADES = ("F", "E", "D", "C", "B", "A")
 START = datetime(2025, 3, 30, 1, 59, 59, 123456, tzinfo=UTC)  # an hour before clocks change in Sweden
@@ -152,6 +152,7 @@ def batch_tables(batch_id: str, as_of: int, *, seed: int = 0, essays: int = 9) -
                 "wins": wins[key["essay_id"]],
                 "losses": losses[key["essay_id"]],
                 "component": 0,
+                "prior_sd": 1.5,
                 "simulated": True,
             }
             for rank, key in enumerate(essay_keys, start=1)
@@ -205,9 +206,32 @@ def batch_tables(batch_id: str, as_of: int, *, seed: int = 0, essays: int = 9) -
                 "boundary_distance_se": rng.random() * 3 if i % 4 else None,
                 "nearest_boundary": "D|C" if i % 4 else None,
                 "probabilities": [{"grade": grade, "probability": rng.random()} for grade in GRADES] if i % 4 else [],
+                "would_change": rng.random() if i % 4 else None,
+                "grade_uniform": rng.choice(GRADES) if i % 4 else None,
+                "confidence_uniform": rng.random() if i % 4 else None,
+                "probabilities_uniform": [{"grade": grade, "probability": 0.2} for grade in GRADES] if i % 4 else [],
                 "simulated": False,
             }
             for i, key in enumerate(essay_keys)
+        ],
+        "grade_boundaries": [
+            {"batch_id": batch_id, "boundary": f"{low}|{high}", "number": number, "is_pass": number == 1}
+            | {column.name: rng.random() for column in GRADE_BOUNDARIES.columns if column.dtype == pl.Float64}
+            for number, (low, high) in enumerate(pairwise(GRADES), start=1)
+        ],
+        "anchor_report": [
+            {
+                "batch_id": batch_id,
+                "essay_id": anchor,
+                "known_grade": grade,
+                "misfit": rng.gauss(0, 1),
+                "probability": rng.random(),
+                "leverage": rng.random(),
+                "influence": rng.choice([None, rng.random()]),
+                "inversions": rng.randint(0, 3),
+                "replace_first": number == 0,
+            }
+            for number, (anchor, grade) in enumerate(anchors.items())
         ],
     }
     return {table.name: table.frame(rows[table.name]) for table in GRAPH_TABLES}
@@ -498,6 +522,7 @@ class TestViews:
         simulated = given[batch_id]["batches"][0]["simulated"]
         of_score = ("rank", "essay_id", "is_anchor", "known_grade", "score", "se", "comparisons", "wins", "losses")
         of_grade = ("grade", "confidence", "label", "boundary_distance_se", "nearest_boundary", "reason")
+        of_grade += ("would_change", "grade_uniform")
         expected = [
             (*(row[key] for key in of_score), *(grades[row["essay_id"]][key] for key in of_grade), simulated)
             for row in sorted(given[batch_id]["bt_scores"], key=lambda row: row["rank"])
@@ -510,17 +535,20 @@ class TestViews:
     ) -> None:
         path, given = two_batches
         scores = {row["essay_id"]: row for row in given[batch_id]["bt_scores"]}
+        reports = {row["essay_id"]: row for row in given[batch_id]["anchor_report"]}
         simulated = given[batch_id]["batches"][0]["simulated"]
+        of_report = ("misfit", "leverage", "influence", "replace_first")
         expected = {}
         for row in given[batch_id]["grade_projections"]:
             if row["is_anchor"]:
                 agrees = None if row["grade"] is None else row["grade"] == row["known_grade"]
                 score = scores[row["essay_id"]]
                 expected[row["essay_id"]] = (
-                    row["known_grade"], row["grade"], agrees, score["score"], score["se"], simulated
+                    row["known_grade"], row["grade"], agrees, score["score"], score["se"], simulated,
+                    *(reports[row["essay_id"]][key] for key in of_report),
                 )  # fmt: skip
         found = view_rows(path, "v_anchor_check", batch_id)
-        keys = ("expert_grade", "leave_one_out_grade", "agrees", "score", "se", "simulated")
+        keys = ("expert_grade", "leave_one_out_grade", "agrees", "score", "se", "simulated", *of_report)
         assert {row["essay_id"]: tuple(row[key] for key in keys) for row in found} == expected
 
     def test_costs_add_up_and_one_unknown_makes_the_sum_unknown(

@@ -173,6 +173,7 @@ def test_a_batch_goes_from_files_to_grades_and_can_be_shown_as_text_and_json(reg
     code, text, _ = registered("show", "b1")
     assert code == 0
     assert "SIMULATED" in text and "budget is spent" in text
+    assert "grade boundaries" in text and "F+|E- (pass)" in text
     target = home / "b1.json"
     assert registered("show", "b1", "--format", "json", "--output", target)[0] == 0
     record = json.loads(target.read_text())
@@ -188,6 +189,10 @@ def test_a_batch_goes_from_files_to_grades_and_can_be_shown_as_text_and_json(reg
     assert sum(row["score"] for row in record["bradley_terry_stats"]["scores"]) == pytest.approx(0, abs=1e-9)
     for row in record["grade_projections"]:
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-9)
+        assert sum(row["probabilities_uniform"].values()) == pytest.approx(1, abs=1e-9)
+    assert len(record["grade_boundaries"]) == 9
+    assert len(record["anchor_report"]["anchors"]) == 12
+    assert record["anchor_report"]["verdict"] in text
     code, out, _ = registered("run", "b1")
     assert code == 0
     assert "is done" in out

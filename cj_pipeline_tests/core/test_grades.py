@@ -1,5 +1,6 @@
-"""Grade scales and projection, against hand calculation, scipy's own routines and simulated exams."""
+"""Grade projection: its properties, its refusals, and simulated exams. The model itself: `test_grade_model`."""
 
+import dataclasses
 import math
 from itertools import pairwise
 
@@ -8,21 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from scipy import optimize, stats
+from scipy import stats
 
 from cj_pipeline.core import grades
 from cj_pipeline.core.errors import GradeScaleError, InputError
+from cj_pipeline.core.grade_scale import BUILTIN_SCALES, GradeScale
 from cj_pipeline.core.grades import (
-    BUILTIN_SCALES,
     ConfidenceLabel,
     GradeProjection,
     GradeProjectionResult,
-    GradeScale,
-    fit_isotonic,
-    get_grade_scale,
-    grade_probabilities,
     label_confidence,
-    parse_grade_scale,
     project_grades,
 )
 
@@ -54,227 +50,85 @@ def by_id(result: GradeProjectionResult) -> dict[str, GradeProjection]:
     return {projection.essay_id: projection for projection in result.projections}
 
 
-def expected_step(projection: GradeProjection) -> float:
-    return sum(step * probability for step, probability in enumerate(projection.probabilities.values()))
+# Centres
 
 
-# Scales
+def gaps(result: GradeProjectionResult) -> list[float]:
+    return [high - low for low, high in pairwise(result.centres.values())]
 
 
-def test_the_builtin_scales_have_the_grades_and_priors_of_the_programme():
-    assert LEGACY.labels == ("F", "F+", "E-", "E+", "D-", "D+", "C-", "C+", "B", "A")
-    assert BUILTIN_SCALES["eng5_np_national_9_step"].labels == tuple("0123456789")
-    assert SWEDISH.labels == SWEDISH.grades == ("F", "E", "D", "D+", "C", "C+", "B", "A")
-    assert SWEDISH.priors == pytest.approx((0.02, 0.08, 0.15, 0.20, 0.25, 0.15, 0.10, 0.05), abs=1e-12)
-    assert LEGACY.priors == pytest.approx([1 / 9] * 9)
-    for scale in BUILTIN_SCALES.values():
-        assert math.fsum(scale.priors) == pytest.approx(1, abs=1e-9)
-        assert math.fsum(scale.label_priors) == pytest.approx(1, abs=1e-9)
+def test_grades_without_anchors_lie_at_equal_steps_between_their_neighbours():
+    result = project(FIVE, {"e": ("E", 0.0), "d": ("D", 1.0), "a": ("A", 7.0)}, {"s": 3.0}, se=0.1)
+    assert gaps(result)[1] == pytest.approx(gaps(result)[2], abs=1e-6) == pytest.approx(gaps(result)[3], abs=1e-6)
+    assert result.centres["A"] - result.centres["D"] == pytest.approx(6, abs=0.5)
+    assert gaps(result)[0] < gaps(result)[1]
 
 
-def test_the_label_below_the_lowest_grade_gets_the_smallest_prior_before_normalisation():
-    scale = GradeScale("s", ("E", "C", "A"), below_lowest="F", priors=(0.5, 0.3, 0.2))
-    assert scale.label_priors == pytest.approx([0.2 / 1.2, 0.5 / 1.2, 0.3 / 1.2, 0.2 / 1.2])
+def test_centres_are_less_sure_the_farther_they_are_from_anchors():
+    scale = GradeScale("s", ("E", "D", "C", "B", "A"), below_lowest="F")
+    result = project(scale, {"e": ("E", 0.0), "c": ("C", 2.0)}, {"s": 0.3}, se=0.1)
+    ses = result.centre_ses
+    assert ses["E"] < ses["F"]
+    assert ses["C"] < ses["B"] < ses["A"]
+    # the unseen steps at the top are all alike
+    assert gaps(result)[3] == pytest.approx(gaps(result)[4])
 
 
-def test_a_grade_off_the_scale_is_refused_with_the_grades_that_are_on_it():
-    assert [LEGACY.index(label) for label in ("F", "F+", "A")] == [0, 1, 9]
-    with pytest.raises(GradeScaleError, match=r"'Q' is not on the scale 'five'.*E, D, C, B, A"):
-        FIVE.index("Q")
-
-
-def test_a_scale_is_found_by_name_among_builtin_and_own_ones():
-    assert get_grade_scale("swedish_8_anchor") is SWEDISH
-    assert get_grade_scale("five", {"five": FIVE}) is FIVE
-    with pytest.raises(GradeScaleError, match=r"unknown grade scale 'six'.*eng5_np_legacy_9_step.*five"):
-        get_grade_scale("six", {"five": FIVE})
-    impostor = GradeScale("swedish_8_anchor", ("E", "A"))
-    with pytest.raises(GradeScaleError, match="is built in; give your own scale another name"):
-        get_grade_scale("swedish_8_anchor", {"swedish_8_anchor": impostor})
-
-
-def test_a_scale_from_yaml_keeps_its_grades_as_text_and_its_priors_normalised():
-    raw = {"name": "points", "grades": [1, 2, 3], "below_lowest": 0, "priors": [0.2, 0.299, 0.5]}
-    scale = parse_grade_scale(raw, "assignment.yaml")
-    assert scale.labels == ("0", "1", "2", "3")
-    assert scale.priors == pytest.approx([0.2 / 0.999, 0.299 / 0.999, 0.5 / 0.999], abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"grades": ["E", "E", "A"]}, "grades: E given more than once; list each label once"),
-        ({"below_lowest": "A"}, "grades: A given more than once"),
-        ({"grades": ["E"]}, "grades: 1 given; list at least two"),
-        ({"grades": "EA"}, "grades: must be a list"),
-        ({"grades": None}, "needs 'grades'; add it"),
-        ({"grades": ["E", False]}, "grades: False is not a label; put it in quotes"),
-        ({"grades": ["E", "A|B"]}, "without '|'"),
-        ({"grades": ["E", " "]}, "not blank"),
-        ({"name": None}, "needs 'name'; add it"),
-        ({"priors": [0.5, 0.3, 0.2]}, "priors: 3 given for 2 grades; give one per grade"),
-        ({"priors": [0.5, 0.4]}, "priors: they add up to 0.9; make them add up to 1"),
-        ({"priors": [0.0, 1.0]}, "priors: every prior must be above 0"),
-        ({"priors": [-0.5, 1.5]}, "priors: every prior must be above 0"),
-        ({"priors": [float("nan"), 1.0]}, "priors: every prior must be above 0"),
-        ({"priors": ["half", 0.5]}, "priors: 'half' is not a number"),
-        ({"priors": []}, "priors: the list is empty"),
-        ({"prior": [0.5, 0.5]}, "unknown key prior in a grade scale; the keys are name, grades"),
-    ],
-)
-def test_a_badly_formed_scale_is_refused_with_place_field_and_remedy(change, message):
-    raw = {"name": "own", "grades": ["E", "A"]} | change
-    with pytest.raises(GradeScaleError) as caught:
-        parse_grade_scale(raw, "folder/assignment.yaml")
-    assert str(caught.value).startswith("folder/assignment.yaml: ")
-    assert message in str(caught.value)
-
-
-# Isotonic fit and centres
-
-
-@settings(deadline=None)
-@given(
-    st.lists(st.tuples(st.floats(-50, 50).map(lambda v: round(v, 3)), st.floats(0.01, 100)), min_size=1, max_size=30)
-)
-def test_the_isotonic_fit_agrees_with_scipy(pairs):
-    values, weights = (np.array(column) for column in zip(*pairs, strict=True))
-    fit, blocks = fit_isotonic(values, weights)
-    reference = optimize.isotonic_regression(values, weights=weights)
-    np.testing.assert_allclose(fit, reference.x, rtol=1e-9, atol=1e-9)
-    for block in np.unique(blocks):
-        members = blocks == block
-        assert fit[members][0] == pytest.approx(np.average(values[members], weights=weights[members]), abs=1e-9)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_centres_are_the_least_squares_fit_under_the_smallest_gap(seed):
-    rng = np.random.default_rng(seed)
-    steps = np.r_[np.arange(5), rng.integers(0, 5, 6)]
-    scores = 0.8 * steps + rng.normal(0, 1.0, steps.size)
-    ses = rng.uniform(0.2, 1.0, steps.size)
-    ids = [f"a{place}" for place in range(steps.size)]
-    result = project(
-        FIVE,
-        {name: (FIVE.labels[step], score) for name, step, score in zip(ids, steps, scores, strict=True)},
-        {"s": 0.0},
-        se=dict(zip([*ids, "s"], [*ses, 0.3], strict=True)),
-    )
-    assert result.spread is not None
-    root_weights = 1 / np.sqrt(result.spread**2 + ses**2)
-    gap = np.polyfit(steps, scores, 1, w=root_weights)[0]
-    # centres = start + cumulated increments, each increment at least a third of the gap
-    design = np.c_[np.ones(steps.size), steps[:, None] > np.arange(4)] * root_weights[:, None]
-    bounds = ([-np.inf, *[gap / 3] * 4], np.inf)
-    solution = optimize.lsq_linear(design, scores * root_weights, bounds=bounds, tol=1e-14).x
-    assert min(solution[1:]) == pytest.approx(gap / 3, rel=1e-4), "the smallest gap should bind in this example"
-    np.testing.assert_allclose(list(result.centres.values()), np.cumsum(solution), atol=1e-4)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_the_spread_is_the_posterior_mean_of_its_logarithm_by_brute_force(seed):
-    rng = np.random.default_rng(seed)
-    steps = np.r_[np.arange(5), rng.integers(0, 5, 8)]
-    scores = 1.2 * steps + rng.normal(0, 0.8, steps.size)
-    ses = rng.uniform(0.2, 0.5, steps.size)
-    ids = [f"a{place}" for place in range(steps.size)]
-    result = project(
-        FIVE,
-        {name: (FIVE.labels[step], score) for name, step, score in zip(ids, steps, scores, strict=True)},
-        {},
-        se=dict(zip(ids, ses, strict=True)),
-    )
-    assert result.spread is not None
-    gap = np.polyfit(steps, scores, 1, w=1 / np.sqrt(result.spread**2 + ses**2))[0]
-    line = np.c_[np.ones(steps.size), steps]
-    walk = (gap / 2) ** 2 * np.minimum(steps[:, None], steps)
-    logs = np.log(gap / 2) + np.linspace(-1.5, 1.5, 401)
-    log_posterior = [
-        # a very wide normal prior on level and slope stands in for the restricted likelihood
-        stats.multivariate_normal.logpdf(
-            scores - scores.mean(), cov=np.diag(math.exp(2 * log) + ses**2) + walk + 1e5 * line @ line.T
-        )
-        + stats.norm.logpdf(log, np.log(gap / 2), 0.5)
-        for log in logs
-    ]
-    weights = np.exp(np.array(log_posterior) - max(log_posterior))
-    assert math.log(result.spread) == pytest.approx(np.average(logs, weights=weights), abs=0.01)
-
-
-def test_a_grade_without_anchors_lies_between_its_neighbours_on_the_score_scale():
-    result = project(FIVE, {"e": ("E", 0.0), "d": ("D", 1.0), "a": ("A", 7.0)}, {"s": 3.0})
-    assert list(result.centres.values()) == pytest.approx([0, 1, 3, 5, 7])
-
-
-def test_centre_uncertainty_agrees_with_hand_calculation_between_and_beyond_the_anchors():
-    scale = GradeScale("s", ("E", "D", "C"), below_lowest="F")
-    result = project(scale, {"e": ("E", 0.0), "c": ("C", 2.0)}, {"s": 0.3}, se=0.5)
-    # two anchors say nothing about the spread, so it is the prior's: half the gap of 1
-    assert result.spread == pytest.approx(0.5, rel=1e-9)
-    one = 0.5**2 + 0.5**2
-    assert list(result.centres.values()) == pytest.approx([-1, 0, 1, 2], abs=1e-9)
-    # F = 1.5·e − 0.5·c: one unseen step, and a gap of half the sum of two steps
-    variances = [(1.5**2 + 0.5**2) * one + 0.5**2 * (1 + 2 * 0.5**2), one, one / 2 + 0.5**2 * 2 * 0.5**2, one]
-    assert [se**2 for se in result.centre_ses.values()] == pytest.approx(variances, rel=1e-9)
-
-
-def test_grades_whose_anchors_are_in_the_wrong_order_stay_apart_by_a_third_of_the_mean_gap():
+def test_grades_whose_anchors_are_in_the_wrong_order_are_still_in_order():
     anchors = {"e": ("E", 0.0), "d": ("D", 2.2), "c": ("C", 1.8), "b": ("B", 3.0), "a": ("A", 4.0)}
     result = project(FIVE, anchors, {"s": 2.0})
-    gap = np.polyfit(range(5), [score for _, score in anchors.values()], 1)[0]
-    assert result.centres["D"] == pytest.approx(2.0 - gap / 6)
-    assert result.centres["C"] == pytest.approx(2.0 + gap / 6)
+    assert min(gaps(result)) == gaps(result)[1] > 0.2
     assert [(found.lower_graded, found.higher_graded) for found in result.inversions] == [("d", "c")]
     assert result.inversions[0].z == pytest.approx(0.4 / math.sqrt(0.5))
+    assert result.inversions[0].probability == pytest.approx(stats.norm.cdf(0.4 / math.sqrt(0.5)))
 
 
 # Probabilities
 
 
-def test_two_grades_agree_with_hand_calculation():
-    # spread² = 1 (half the gap of 2), so each density has variance 1 + .25 + (1 + .25) = 2.5
-    result = project(PASS, {"e": ("E", -1.0), "a": ("A", 1.0)}, {"s": 0.5}, se=0.5)
-    student = by_id(result)["s"]
-    assert student.grade == "A"
-    assert student.confidence == pytest.approx(1 / (1 + math.exp(-0.4)), rel=1e-9)
-    assert student.probabilities == pytest.approx({"E": 0.401312340, "A": 0.598687660}, abs=1e-9)
-    assert student.label is ConfidenceLabel.MID
-    assert student.nearest_boundary == "E|A"
-    assert student.boundary_distance_se == pytest.approx(0.5 / math.sqrt(0.25 + 1.25), rel=1e-9)
+def test_two_grades_are_separated_halfway_between_their_anchors():
+    result = project(PASS, {"e": ("E", -1.0), "a": ("A", 1.0)}, {"low": -0.5, "high": 0.5, "middle": 0.0})
+    found = by_id(result)
+    assert [found[essay].grade for essay in ("low", "high")] == ["E", "A"]
+    assert found["middle"].probabilities == pytest.approx({"E": 0.5, "A": 0.5})
+    assert found["low"].probabilities["E"] == pytest.approx(found["high"].probabilities["A"])
+    assert found["middle"].boundary_distance_se == pytest.approx(0, abs=1e-6)
+    (boundary,) = result.boundaries
+    assert (boundary.boundary, boundary.is_pass) == ("E|A", True)
+    assert boundary.score == pytest.approx(0, abs=1e-6)
+    # two anchors with a variance of spread² + SE² each, at their mean
+    assert boundary.se > math.sqrt(0.5**2 / 2)
+    assert found["high"].would_change < 0.5
+    assert found["middle"].would_change == pytest.approx(0.5, abs=1e-6)
 
 
-def test_probabilities_agree_with_direct_evaluation_of_the_normal_densities():
+def test_the_grade_is_the_median_and_the_boundary_the_nearest_one():
     rng = np.random.default_rng(5)
     anchors = {f"a{step}": (label, step + rng.normal(0, 0.4)) for step, label in enumerate(SWEDISH.labels)}
-    students = {f"s{number}": score for number, score in enumerate(rng.uniform(1, 6, 20))}
-    ses = {essay: rng.uniform(0.2, 1.5) for essay in [*anchors, *students]}
-    result = project(SWEDISH, anchors, students, se=ses)
-    assert min(result.centres.values()) < 1 < 6 < max(result.centres.values())
-    centres, centre_ses = (np.array(list(part.values())) for part in (result.centres, result.centre_ses))
+    students = {f"s{number}": score for number, score in enumerate(rng.uniform(-1, 8, 40))}
+    result = project(SWEDISH, anchors, students, se=0.6)
+    located = {boundary.boundary: boundary for boundary in result.boundaries}
+    for projection in result.projections:
+        reached = np.cumsum(list(projection.probabilities.values()))
+        step = SWEDISH.labels.index(projection.grade)
+        assert reached[step] >= 0.5 and (step == 0 or reached[step - 1] < 0.5)
+        assert projection.confidence == projection.probabilities[projection.grade]
+        assert projection.label is label_confidence(projection.confidence)
     for essay, score in students.items():
-        density = np.array(SWEDISH.priors) * stats.norm.pdf(
-            score, centres, np.sqrt(result.spread**2 + ses[essay] ** 2 + centre_ses**2)
-        )
-        projection = by_id(result)[essay]
-        assert list(projection.probabilities.values()) == pytest.approx(list(density / density.sum()), abs=1e-12)
-        assert projection.confidence == max(projection.probabilities.values())
-        assert projection.probabilities[projection.grade] == projection.confidence
-        middles = (centres[:-1] + centres[1:]) / 2
-        nearest = int(np.argmin(abs(score - middles)))
-        assert projection.nearest_boundary == f"{SWEDISH.labels[nearest]}|{SWEDISH.labels[nearest + 1]}"
-        middle_se = (centre_ses[nearest] + centre_ses[nearest + 1]) / 2
-        assert projection.boundary_distance_se == pytest.approx(
-            abs(score - middles[nearest]) / math.sqrt(ses[essay] ** 2 + middle_se**2)
-        )
+        distance = {name: abs(score - boundary.score) for name, boundary in located.items()}
+        assert distance[by_id(result)[essay].nearest_boundary] == pytest.approx(min(distance.values()), abs=1e-6)
 
 
-def test_equally_sure_centres_give_plain_normal_densities():
-    scores, centres, priors = np.linspace(-4, 8, 25), np.array([0.0, 1.0, 2.5, 4.0]), np.array([0.1, 0.2, 0.3, 0.4])
-    found = grade_probabilities(
-        scores, np.full(25, 0.6), centres=centres, centre_variances=np.full(4, 0.3), spread=0.5, priors=priors
-    )
-    density = priors * stats.norm.pdf(scores[:, None], centres, math.sqrt(0.25 + 0.36 + 0.3))
-    np.testing.assert_allclose(found, density / density.sum(axis=1, keepdims=True), rtol=1e-9)
+def test_a_class_of_high_grades_makes_high_grades_likelier_and_equal_shares_take_no_notice():
+    anchors = {label: (label, 1.5 * step) for step, label in enumerate(FIVE.labels)}
+    one = by_id(project(FIVE, anchors, {"s": 3.75}))["s"]
+    many = project(FIVE, anchors, {"s": 3.75} | {f"t{i}": 6.0 for i in range(200)})
+    among = by_id(many)["s"]
+    assert among.probabilities_uniform == pytest.approx(one.probabilities_uniform)
+    assert one.probabilities == pytest.approx(one.probabilities_uniform), "one student's class says nothing about it"
+    assert among.probabilities["A"] > one.probabilities["A"] + 0.1
+    assert max(many.grade_shares, key=many.grade_shares.get) == "A"
+    assert math.fsum(many.grade_shares.values()) == pytest.approx(1)
 
 
 def test_scores_far_outside_the_scale_give_the_end_grades_and_no_overflow():
@@ -287,75 +141,23 @@ def test_scores_far_outside_the_scale_give_the_end_grades_and_no_overflow():
         assert math.fsum(projections[essay].probabilities.values()) == pytest.approx(1, abs=1e-12)
 
 
-@st.composite
-def grade_models(draw: st.DrawFn, *, equally_sure: bool) -> dict[str, np.ndarray]:
-    gaps = draw(st.lists(st.floats(0.01, 3), min_size=1, max_size=9))
-    size = len(gaps) + 1
-    priors = np.array(draw(st.lists(st.floats(0.01, 1), min_size=size, max_size=size)))
-    count = 1 if equally_sure else size
-    variances = np.array(draw(st.lists(st.floats(0, 20), min_size=count, max_size=count)))
-    return {
-        "centres": np.cumsum([-4.0, *gaps]),
-        "centre_variances": np.broadcast_to(variances, size),
-        "priors": priors / priors.sum(),
-    }
-
-
-def check_higher_score_is_not_lower_grade(scores: list[float], se: float, model: dict[str, np.ndarray]) -> None:
-    probabilities = grade_probabilities(np.array(scores), np.array([se, se]), spread=0.4, **model)
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-12)
-    reaching = np.cumsum(probabilities[:, ::-1], axis=1)
-    assert np.all(reaching[1] >= reaching[0] - 1e-9)
-    steps = np.arange(model["centres"].size)
-    assert probabilities[1] @ steps >= probabilities[0] @ steps - 1e-8
-
-
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(
-    scores=st.tuples(st.floats(-12, 25), st.floats(-12, 25)).map(sorted),
-    se=st.floats(0.01, 3),
-    model=grade_models(equally_sure=True),
-)
-def test_a_higher_score_never_means_a_lower_grade_when_the_centres_are_equally_sure(scores, se, model):
-    check_higher_score_is_not_lower_grade(scores, se, model)
-
-
-@settings(deadline=None)
-@given(
+    anchors=st.lists(st.tuples(st.sampled_from(FIVE.labels), st.floats(-0.5, 0.5)), min_size=2, max_size=7),
     beyond=st.tuples(st.floats(0, 30), st.floats(0, 30)).map(sorted),
-    se=st.floats(0.01, 3),
-    model=grade_models(equally_sure=False),
+    se=st.floats(0.05, 3),
 )
-def test_beyond_the_outermost_centres_it_never_does_however_unsure_they_are(beyond, se, model):
-    top, bottom = model["centres"][-1], model["centres"][0]
-    check_higher_score_is_not_lower_grade([top + beyond[0], top + beyond[1]], se, model)
-    check_higher_score_is_not_lower_grade([bottom - beyond[1], bottom - beyond[0]], se, model)
-
-
-def test_probabilities_do_not_jump_at_the_outermost_centres():
-    model = {
-        "centres": np.array([0.0, 1.0, 2.0]),
-        "centre_variances": np.array([9.0, 0.5, 1.0]),
-        "priors": np.full(3, 1 / 3),
-    }
-    for edge in (0.0, 2.0):
-        around = grade_probabilities(np.array([edge - 1e-7, edge + 1e-7]), np.full(2, 0.5), spread=0.4, **model)
-        np.testing.assert_allclose(around[0], around[1], atol=1e-6)
-
-
-@settings(deadline=None)
-@given(score=st.floats(-3, 8), ses=st.tuples(st.floats(0.05, 4), st.floats(0.05, 4)).map(sorted))
-def test_a_less_certain_score_gives_flatter_probabilities(score, ses):
-    probabilities = grade_probabilities(
-        np.array([score, score]),
-        np.array(ses),
-        centres=np.arange(6.0),
-        centre_variances=np.full(6, 0.1),
-        spread=0.4,
-        priors=np.full(6, 1 / 6),
-    )
-    entropies = stats.entropy(probabilities, axis=1)
-    assert entropies[1] >= entropies[0] - 1e-9
+def test_beyond_the_outermost_centres_a_higher_score_never_gives_a_lower_grade(anchors, beyond, se):
+    placed = {f"a{i}": (grade, FIVE.labels.index(grade) + off) for i, (grade, off) in enumerate(anchors)}
+    result = project(FIVE, placed, {})
+    if not result.centres:
+        return
+    top, bottom = result.centres["A"], result.centres["E"]
+    students = {"up": top + beyond[0], "upper": top + beyond[1]}
+    students |= {"down": bottom - beyond[0], "lower": bottom - beyond[1]}
+    found = by_id(project(FIVE, placed, students, se=dict.fromkeys(placed, 0.5) | dict.fromkeys(students, se)))
+    grade = {essay: FIVE.index(found[essay].grade_uniform) for essay in students}
+    assert grade["upper"] >= grade["up"] >= grade["down"] >= grade["lower"]
 
 
 def test_a_score_that_says_nothing_leaves_the_priors():
@@ -389,7 +191,8 @@ def test_exact_anchors_are_recovered_and_students_at_their_centres_get_their_gra
     centres = {label: 1.5 * step - 6 for step, label in enumerate(LEGACY.grades)}
     anchors = {f"{label}/{copy}": (label, score) for label, score in centres.items() for copy in (1, 2)}
     result = project(LEGACY, anchors, {f"student {label}": score for label, score in centres.items()}, se=1e-4)
-    assert result.centres == pytest.approx({"F": -7.5} | centres)
+    assert {label: result.centres[label] for label in centres} == pytest.approx(centres, abs=0.05)
+    assert -8 < result.centres["F"] < -7
     for label in centres:
         student = by_id(result)[f"student {label}"]
         assert (student.grade, student.label) == (label, ConfidenceLabel.HIGH)
@@ -398,7 +201,10 @@ def test_exact_anchors_are_recovered_and_students_at_their_centres_get_their_gra
 
 def test_an_expert_grade_may_be_the_label_below_the_lowest_grade():
     anchors = {label: (label, 2.0 * step) for step, label in enumerate(LEGACY.labels)} | {"F": ("F", -5.0)}
-    assert project(LEGACY, anchors, {"s": -5.0}).centres["F"] == pytest.approx(-5.0)
+    with_it = project(LEGACY, anchors, {"s": -5.0})
+    without = project(LEGACY, {label: anchor for label, anchor in anchors.items() if label != "F"}, {"s": -5.0})
+    assert with_it.centres["F"] < without.centres["F"] - 0.5
+    assert with_it.centre_ses["F"] < without.centre_ses["F"]
 
 
 @pytest.mark.parametrize(
@@ -412,11 +218,12 @@ def test_the_label_follows_from_the_confidence(confidence, label):
 
 
 def test_an_anchor_is_projected_by_a_calibration_without_it():
-    anchors = {f"a{step}": (label, 1.2 * step) for step, label in enumerate(FIVE.labels)} | {"odd": ("E", 4.8)}
+    anchors = {f"a{step}": (label, 1.2 * step) for step, label in enumerate(FIVE.labels)} | {"odd": ("E", 2.4)}
     projection = by_id(project(FIVE, anchors, {"s": 0.0}))["odd"]
-    without = project(FIVE, {name: anchor for name, anchor in anchors.items() if name != "odd"}, {"odd": 4.8})
-    assert (projection.is_anchor, projection.known_grade, projection.grade) == (True, "E", "A")
-    assert projection.probabilities == pytest.approx(by_id(without)["odd"].probabilities)
+    without = project(FIVE, {name: anchor for name, anchor in anchors.items() if name != "odd"}, {"odd": 2.4})
+    assert (projection.is_anchor, projection.known_grade, projection.grade) == (True, "E", "C")
+    # the grid of mean steps is laid around the anchors' line, and differs
+    assert projection.probabilities == pytest.approx(by_id(without)["odd"].probabilities, abs=0.02)
     assert by_id(without)["odd"].known_grade is None
 
 
@@ -480,9 +287,9 @@ def test_each_component_is_calibrated_on_its_own_anchors_only():
     there = {"e2": ("E", 9.0), "a2": ("A", 15.0)}
     components = dict.fromkeys([*here, "s", "t"], "x") | dict.fromkeys([*there, "u"], "y")
     both = project(PASS, here | there, {"s": 0.5, "t": 0.1, "u": 10.0}, components=components)
-    assert by_id(both)["s"] == by_id(project(PASS, here, {"s": 0.5}))["s"]
+    assert by_id(both)["s"] == by_id(project(PASS, here, {"s": 0.5, "t": 0.1}))["s"]
     assert by_id(both)["u"] == by_id(project(PASS, there, {"u": 10.0}))["u"]
-    assert both.centres == pytest.approx({"E": -1, "A": 1}), "the centres shown are those of the larger component"
+    assert both.centres == project(PASS, here, {"s": 0.5, "t": 0.1}).centres, "those of the larger component"
     assert both.inversions == ()
 
 
@@ -564,11 +371,12 @@ def excess_confidence(probabilities: np.ndarray, truth: np.ndarray) -> tuple[flo
     return float(by_exam.mean()), float(by_exam.std(ddof=1) / math.sqrt(by_exam.size))
 
 
-def test_confidence_is_as_high_as_accuracy_or_a_little_lower_in_simulated_exams():
-    probabilities, truth = simulate_exams(150, seed=11)
+@pytest.mark.slow
+def test_confidence_is_as_high_as_accuracy_in_simulated_exams():
+    probabilities, truth = simulate_exams(100, seed=11)
     excess, mc_se = excess_confidence(probabilities, truth)
-    assert mc_se < 0.013
-    assert -0.05 - 2 * mc_se < excess < 2 * mc_se
+    assert mc_se < 0.016
+    assert abs(excess) < 2.5 * mc_se
     # "this grade or better" at every grade: expected calibration error over tenths of equal size
     predicted = np.cumsum(probabilities[:, :, ::-1], axis=2)[:, :, -2::-1].ravel()
     observed = (truth[:, :, None] >= np.arange(1, 10)).ravel()
@@ -576,19 +384,24 @@ def test_confidence_is_as_high_as_accuracy_or_a_little_lower_in_simulated_exams(
     assert np.mean([abs(observed[part].mean() - predicted[part].mean()) for part in parts]) < 0.02
 
 
+@pytest.mark.slow
 def test_confidence_is_not_much_too_high_when_grades_overlap_more_than_assumed():
     excess, mc_se = excess_confidence(*simulate_exams(80, seed=12, spread_share=0.72))
     assert excess < 0.03 + 2 * mc_se
 
 
+@pytest.mark.slow
 def test_the_simulation_catches_confidence_that_ignores_the_uncertainty_of_centres(monkeypatch):
-    def careless(scores, ses, *, centres, centre_variances, spread, priors):
-        return grade_probabilities(
-            scores, ses, centres=centres, centre_variances=0 * centre_variances, spread=spread, priors=priors
+    def careless(belief, labels, expert_error):
+        found = calibrate(belief, labels, expert_error)
+        blind = dataclasses.replace(
+            found.everyone, covariance=0 * found.everyone.covariance, with_centres=0 * found.everyone.with_centres
         )
+        return dataclasses.replace(found, everyone=blind)
 
-    monkeypatch.setattr(grades, "grade_probabilities", careless)
-    excess, mc_se = excess_confidence(*simulate_exams(150, seed=11))
+    calibrate = grades.calibrate
+    monkeypatch.setattr(grades, "calibrate", careless)
+    excess, mc_se = excess_confidence(*simulate_exams(100, seed=11))
     assert excess > 2 * mc_se
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cj_pipeline.core.errors import InputError
-from cj_pipeline.core.grades import get_grade_scale
+from cj_pipeline.core.grade_scale import get_grade_scale
 from cj_pipeline.core.models import StopRule
 from cj_pipeline.core.simulation import (
     Exam,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cj_pipeline.core.errors import InputError
-from cj_pipeline.core.grades import get_grade_scale
+from cj_pipeline.core.grade_scale import get_grade_scale
 from cj_pipeline.core.models import BatchKind
 from cj_pipeline.workflow.documents import DOCUMENT_SUFFIXES
 from cj_pipeline.workflow.intake import AssignmentRequest, read_assignment, read_batch

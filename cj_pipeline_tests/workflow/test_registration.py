@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from cj_pipeline.core.errors import InputError, RequestError
-from cj_pipeline.core.grades import parse_grade_scale
+from cj_pipeline.core.grade_scale import parse_grade_scale
 from cj_pipeline.core.models import BatchKind, EssayRole
 from cj_pipeline.ledger import tables as t
 from cj_pipeline.settings import BatchOverrides

@@ -1,11 +1,14 @@
 """Results are re-computed from the record: typed, complete, the same each time, and honest about what there is not."""
 
 import math
+from itertools import accumulate
 
 import polars as pl
 import pytest
 
-from cj_pipeline.core.bradley_terry import fit_bradley_terry
+from cj_pipeline.core.bradley_terry import compute_bt_scores_and_se, fit_bradley_terry
+from cj_pipeline.core.grade_scale import BUILTIN_SCALES
+from cj_pipeline.core.grades import project_scored
 from cj_pipeline.core.models import BatchKind, BatchStatus, EssayRole
 from cj_pipeline.ledger import Lease, UnknownBatchError
 from cj_pipeline.settings import BatchOverrides, BatchTunables
@@ -212,11 +215,36 @@ def test_grades_are_a_distribution_over_the_scale_marked_as_simulated(ledger):
         probabilities = {item["grade"]: item["probability"] for item in row["probabilities"]}
         assert set(GRADES) <= set(probabilities)
         assert math.fsum(probabilities.values()) == pytest.approx(1)
-        assert row["confidence"] == max(probabilities.values()) == probabilities[row["grade"]]
+        assert row["confidence"] == probabilities[row["grade"]]
+        # the grade is the median: not more than half lies on either side of it
+        reached = list(accumulate(probabilities.values()))
+        place = list(probabilities).index(row["grade"])
+        assert reached[place] >= 0.5 >= reached[place] - row["confidence"]
+        equal = {item["grade"]: item["probability"] for item in row["probabilities_uniform"]}
+        assert math.fsum(equal.values()) == pytest.approx(1)
+        assert row["confidence_uniform"] == equal[row["grade_uniform"]]
+        assert 0 <= row["would_change"] <= 1
         assert row["is_anchor"] == (row["known_grade"] is not None)
     quality = {essay.essay_id: essay.quality for essay in ledger.essays("b")}
     off = [abs(GRADES.index(r["grade"]) - quality[r["essay_id"]]) for r in rows if r["grade"] in GRADES]
     assert sum(off) / len(off) < 1.5
+
+
+@on_sqlite
+def test_published_grades_are_those_the_stop_rule_reads(ledger):
+    stable(ledger)
+    results = collect_results(ledger, "b")
+    essays = ledger.essays("b")
+    scored = compute_bt_scores_and_se(ledger.comparisons("b"), [e.essay_id for e in essays], BatchTunables())
+    known = {e.essay_id: e.known_grade for e in essays if e.is_anchor}
+    expected = project_scored(BUILTIN_SCALES[results["batches"]["grade_scale"].item()], scored, known)
+    for projection in expected.projections:
+        row = results["grade_projections"].row(by_predicate=pl.col("essay_id") == projection.essay_id, named=True)
+        assert row["grade"] == projection.grade
+        found = {item["grade"]: item["probability"] for item in row["probabilities"]}
+        assert found == pytest.approx(projection.probabilities, abs=1e-6)
+    assert results["grade_boundaries"]["score"].to_list() == pytest.approx([b.score for b in expected.boundaries])
+    assert results["anchor_report"].height == len(known)
 
 
 # --- the record, scored again --------------------------------------------------------------------------------------

@@ -13,10 +13,15 @@ SELECT
     scores.rank,
     scores.score,
     scores.se,
+    report.misfit,
+    report.leverage,
+    report.influence,
+    report.replace_first,
     batches.simulated
 FROM essays
 JOIN batches USING (batch_id)
 LEFT JOIN bt_scores AS scores USING (batch_id, essay_id)
 LEFT JOIN grade_projections AS grades USING (batch_id, essay_id)
+LEFT JOIN anchor_report AS report USING (batch_id, essay_id)
 WHERE essays.is_anchor
 ORDER BY essays.batch_id, scores.rank, essays.essay_id;

@@ -1,5 +1,6 @@
 -- Who ranks where, how certain is it, and which grade follows? One row per essay with a score, best first. `grade`
--- is null where none could be projected (`reason` says why). If `simulated`, no real judge was asked.
+-- is null where none could be projected (`reason` says why); `grade_uniform` is what it would be if all grades were
+-- equally common. If `simulated`, no real judge was asked.
 CREATE OR REPLACE VIEW v_rankings AS
 SELECT
     scores.batch_id,
@@ -18,6 +19,8 @@ SELECT
     grades.label,
     grades.boundary_distance_se,
     grades.nearest_boundary,
+    grades.would_change,
+    grades.grade_uniform,
     grades.reason,
     batches.simulated
 FROM bt_scores AS scores

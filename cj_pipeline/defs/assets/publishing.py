@@ -11,17 +11,20 @@ from cj_pipeline.defs.resources import CJResource, batch_of_partition, plain_err
 from cj_pipeline.ledger import BatchBusyError, Lease
 from cj_pipeline.workflow import results
 from cj_pipeline.workflow.frames import (
+    ANCHOR_REPORT,
     ATTEMPTS,
     BATCHES,
     BT_SCORES,
     COMPARISONS,
     ESSAYS,
+    GRADE_BOUNDARIES,
     GRADE_PROJECTIONS,
     QUALITY_FLAGS,
     SE_SUMMARIES,
     WAVES,
 )
 from cj_pipeline.workflow.loop import process_owner
+from cj_pipeline.workflow.registration import scale_of
 
 
 class StaleResultsError(CJError):
@@ -53,6 +56,7 @@ def comparison_graph(
         # justifications never pass through the lake: the edges come from the ledger
         comparisons = results.comparisons_frame(ledger, batch.batch_id)
         _refuse_other_judgments(batch.batch_id, as_of, results.judged_count(comparisons), batch_state)
+        projected = results.project(batch, scale_of(ledger, batch), bt_scores, llm_judgments)
         publication = publish_batch(
             settings.graph_path,
             batch.batch_id,
@@ -66,6 +70,8 @@ def comparison_graph(
                 SE_SUMMARIES.name: bt_se_summary,
                 QUALITY_FLAGS.name: bt_quality_flags,
                 GRADE_PROJECTIONS.name: grade_projections,
+                GRADE_BOUNDARIES.name: projected.boundaries,
+                ANCHOR_REPORT.name: projected.anchors,
             },
             as_of=as_of,
         )

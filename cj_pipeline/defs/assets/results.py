@@ -27,10 +27,12 @@ def grade_projections(
     """Every essay's grade with all probabilities and a confidence, or the reason there is none."""
     with plain_errors(), cj.ledger() as ledger:
         batch = batch_of_partition(ledger, context.partition_key)
-        result, projections = results.project(batch, scale_of(ledger, batch), bt_scores)
+        projected = results.project(batch, scale_of(ledger, batch), bt_scores, llm_judgments)
+    result, projections = projected.result, projected.projections
     students = projections.filter(~pl.col("is_anchor"))
     graded = students.filter(pl.col("available"))
-    shown = ["essay_id", "grade", "confidence", "label", "boundary_distance_se", "nearest_boundary", "reason"]
+    shown = ["essay_id", "grade", "confidence", "label", "would_change", "grade_uniform", "boundary_distance_se"]
+    shown += ["nearest_boundary", "reason"]
     anchors = projections.filter(pl.col("is_anchor"))
     inversions = [] if result is None else result.inversions
     title = f"Batch {batch.batch_id}: {batch.status.value}"
@@ -50,6 +52,9 @@ def grade_projections(
             ),
             "grades": preview(students, shown, limit=60),
             "anchor_check": preview(anchors, ["essay_id", "known_grade", "grade", "confidence"], limit=60),
+            "anchor_verdict": (result.anchor_verdict if result else None) or "",
+            "anchor_report": preview(projected.anchors.drop("batch_id"), limit=60),
+            "boundaries": preview(projected.boundaries.drop("batch_id")),
         }
     )
     return projections
