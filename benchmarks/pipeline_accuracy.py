@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cj_pipeline.core.grades import get_grade_scale
+from cj_pipeline.core.grade_scale import get_grade_scale
 from cj_pipeline.core.simulation import Exam, PlayedExam, budget_table, simulate_exams, stopped_at
 from cj_pipeline.settings import CJSettings, effective_tunables, parse_overrides
 

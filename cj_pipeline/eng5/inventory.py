@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from cj_pipeline.core.errors import InputError, RequestError
-from cj_pipeline.core.grades import GradeScale
+from cj_pipeline.core.grade_scale import GradeScale
 from cj_pipeline.core.models import ESSAY_ID_PATTERN
 from cj_pipeline.workflow.data_files import Columns, read_csv, read_xlsx
 from cj_pipeline.workflow.documents import (

@@ -13,7 +13,7 @@ from cj_pipeline.core.alignment import (
     measure_alignment,
 )
 from cj_pipeline.core.errors import GradeScaleError, InputError
-from cj_pipeline.core.grades import get_grade_scale
+from cj_pipeline.core.grade_scale import get_grade_scale
 from cj_pipeline.core.models import Comparison, ComparisonStatus, PairMode, Winner
 
 LEGACY = get_grade_scale("eng5_np_legacy_9_step")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cj_pipeline.core.errors import RequestError
-from cj_pipeline.core.grades import get_grade_scale
+from cj_pipeline.core.grade_scale import get_grade_scale
 from cj_pipeline.eng5.inventory import read_inventory
 from cj_pipeline.settings import load_settings
 from cj_pipeline_tests.eng5.folders import SCALE, TABLE, anchor_name, assets_in

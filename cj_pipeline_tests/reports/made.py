@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from cj_pipeline.core.alignment import Alignment, measure_alignment
-from cj_pipeline.core.grades import get_grade_scale
+from cj_pipeline.core.grade_scale import get_grade_scale
 from cj_pipeline.core.models import Comparison, ComparisonStatus, PairMode, Winner
 from cj_pipeline.workflow import frames
 

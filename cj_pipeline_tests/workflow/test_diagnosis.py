@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cj_pipeline.core.errors import InputError
-from cj_pipeline.core.grades import get_grade_scale
+from cj_pipeline.core.grade_scale import get_grade_scale
 from cj_pipeline.core.models import Winner
 from cj_pipeline.ledger import UnknownBatchError
 from cj_pipeline.workflow.diagnosis import diagnose, read_groups
