@@ -85,7 +85,7 @@ WORLDS: Mapping[str, World] = {
 def main() -> None:
     """Simulate and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--exams", type=int, default=400)
+    parser.add_argument("--exams", type=int, default=400, help="per world, at least 2")
     parser.add_argument("--worlds", nargs="+", choices=list(WORLDS), default=list(WORLDS))
     parser.add_argument("--students", type=int, default=24)
     parser.add_argument("--judgments", type=int, default=12, help="per essay")

@@ -29,7 +29,8 @@ higher grade, and below the bottom one than that of any lower grade: centres are
 low grade lies is no reason to find it at the top.
 
 **Shares of the grades.** pi ~ Dirichlet with mean `prior` and the strength of `DIRICHLET_PER_GRADE` students per label;
-each student's grade is weighed by what the other students say about pi (collapsed variational Bayes, zeroth order).
+each student's grade is weighed by what the other students say about pi (collapsed variational Bayes, zeroth order). A
+class counts for at most `CLASS_WORTH` students: the anchors' error, common to all, looks like a trait of the class.
 
 **An anchor left out.** Everything about an anchor comes from the same equations less its own grade, by the
 leave-one-out identities of Gaussian regression (W = (V'_AA + tau² I)^-1 is formed once per grid point).
@@ -58,6 +59,9 @@ SPREAD_LOG_SD: Final = 0.5
 """Prior standard deviation of the logarithm of that share."""
 DIRICHLET_PER_GRADE: Final = 4.0
 """Students that the prior of the grades' shares is worth, per label."""
+CLASS_WORTH: Final = 40.0
+"""Students that a class counts for at most in the grades' shares: a large one would take the anchors' error, which
+shifts everybody alike, for a trait of the class."""
 
 _STEP_GRID: Final = np.linspace(-2.4, 2.4, 7)
 _SPREAD_GRID: Final = np.linspace(-2.4, 2.4, 7)
@@ -556,8 +560,9 @@ def fit_shares(likelihood: FloatArray, prior: FloatArray) -> Shares:
     found = likelihood * prior
     found /= found.sum(axis=1, keepdims=True)
     others = np.tile(prior, (likelihood.shape[0], 1))
+    worth = min(1.0, CLASS_WORTH / max(likelihood.shape[0], 1))
     for _ in range(_SHARE_ROUNDS):
-        others = pseudo + found.sum(axis=0) - found
+        others = pseudo + worth * (found.sum(axis=0) - found)
         others /= others.sum(axis=1, keepdims=True)
         fresh = likelihood * others
         fresh /= fresh.sum(axis=1, keepdims=True)
@@ -565,7 +570,7 @@ def fit_shares(likelihood: FloatArray, prior: FloatArray) -> Shares:
         found = fresh
         if change < _SHARE_TOLERANCE:
             break
-    counts = pseudo + found.sum(axis=0)
+    counts = pseudo + worth * found.sum(axis=0)
     return Shares(found, others, counts / counts.sum())
 
 

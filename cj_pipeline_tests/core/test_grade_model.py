@@ -258,23 +258,25 @@ def test_at_a_cut_the_truth_is_as_likely_to_be_above_as_below(steps, spread, see
     assert above == pytest.approx(np.full(len(steps), 0.5), abs=1e-4)
 
 
-def test_shares_follow_a_large_class_and_leave_a_lone_student_alone():
+def test_shares_follow_a_class_up_to_what_it_may_count_and_leave_a_lone_student_alone():
     rng = np.random.default_rng(4)
     prior = np.array([0.2, 0.3, 0.5])
     lone = rng.random((1, 3))
     fitted = fit_shares(lone, prior)
     assert fitted.others[0] == pytest.approx(prior)
     assert fitted.probabilities[0] == pytest.approx(lone[0] * prior / (lone[0] @ prior))
-    truth = rng.choice(3, 5000, p=[0.7, 0.2, 0.1])
-    seen = truth + rng.normal(0, 0.7, truth.size)
-    likelihood = np.exp(-0.5 * ((seen[:, None] - np.arange(3)) / 0.7) ** 2)
-    fitted = fit_shares(likelihood, prior)
-    found = fitted.probabilities
-    assert fitted.everyone == pytest.approx([0.7, 0.2, 0.1], abs=0.03)
-    assert found.mean(axis=0) == pytest.approx(np.bincount(truth) / truth.size, abs=0.03)
-    assert found.sum(axis=1) == pytest.approx(np.ones(truth.size))
-    shuffled = rng.permutation(truth.size)
-    assert fit_shares(likelihood[shuffled], prior).probabilities == pytest.approx(found[shuffled], abs=1e-6)
+    for size, counted in ((30, 30), (2000, 40)):
+        truth = rng.choice(3, size, p=[0.7, 0.2, 0.1])
+        likelihood = np.exp(-0.5 * ((truth + rng.normal(0, 0.3, size))[:, None] - np.arange(3)) ** 2 / 0.09)
+        fitted = fit_shares(likelihood, prior)
+        seen = np.bincount(truth, minlength=3) / size
+        # twelve students' worth of prior, four per label
+        assert fitted.everyone == pytest.approx((12 * prior + counted * seen) / (12 + counted), abs=0.03)
+        assert fitted.probabilities.sum(axis=1) == pytest.approx(np.ones(size))
+        shuffled = rng.permutation(size)
+        assert fit_shares(likelihood[shuffled], prior).probabilities == pytest.approx(
+            fitted.probabilities[shuffled], abs=1e-6
+        )
 
 
 def test_the_grade_at_the_exact_score_agrees_with_draws():
