@@ -391,7 +391,7 @@ def test_a_file_that_vanishes_while_it_is_looked_at_does_not_stop_the_inbox(stag
 
     folder = drop(stage, "busy")
     drop(stage, "zz", seconds_ago=60)
-    stop = threading.Event()
+    started, stop = threading.Event(), threading.Event()
 
     def copy() -> None:
         number = 0
@@ -400,10 +400,12 @@ def test_a_file_that_vanishes_while_it_is_looked_at_does_not_stop_the_inbox(stag
             with suppress(OSError):
                 (folder / f"{number % 50}.part").write_bytes(b"x")
                 (folder / f"{number % 50}.part").rename(folder / f"{number % 7}.txt")
+                started.set()
 
     thread = threading.Thread(target=copy)
     thread.start()
     try:
+        assert started.wait(30)
         claims = [claim for _ in range(150) for claim in claim_settled_folders(settings)]
     finally:
         stop.set()
