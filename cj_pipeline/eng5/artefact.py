@@ -98,19 +98,23 @@ class InputText(InputFile):
     word_count: Count
 
 
-class InputStudent(InputText):
-    """A student essay of the assets folder."""
+class InputEssay(InputText):
+    """An essay of the assets folder."""
 
-    student_id: str
     essay_id: str | None = Field(description="its id in the batch; null if it took no part")
 
 
-class InputAnchor(InputText):
+class InputStudent(InputEssay):
+    """A student essay of the assets folder."""
+
+    student_id: str
+
+
+class InputAnchor(InputEssay):
     """An anchor of the assets folder, with its expert grade."""
 
     anchor_id: str
     grade: str
-    essay_id: str | None = Field(description="its id in the batch; null if it took no part")
 
 
 class JudgePrompts(Value):

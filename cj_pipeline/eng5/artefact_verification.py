@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.grades import GradeScale, get_grade_scale, parse_grade_scale
 from cj_pipeline.core.models import ComparisonStatus, Value
-from cj_pipeline.eng5.artefact import ComparisonOutcome, GradeOutcome, RunArtefact, RunMode, ScaleRow
+from cj_pipeline.eng5.artefact import ComparisonOutcome, GradeOutcome, InputEssay, RunArtefact, RunMode, ScaleRow
 from cj_pipeline.eng5.artefact_building import (
     COMPARISON_EVENTS,
     COMPLETION_FIELDS,
@@ -78,6 +78,8 @@ def verify_artefact(path: Path, ledger: Ledger | None = None) -> list[str]:
     differences = [
         *_file_differences(artefact, path.parent),
         *_count_differences(artefact),
+        *_cost_differences(artefact),
+        *_input_differences(artefact),
         *_score_differences(artefact),
     ]
     if ledger is not None and artefact.metadata.mode is not RunMode.DRY_RUN:
@@ -171,6 +173,30 @@ def _count_differences(artefact: RunArtefact) -> list[str]:
             f"{artefact.metadata.status.value}"
         )
     return differences
+
+
+def _cost_differences(artefact: RunArtefact) -> list[str]:
+    counted, comparisons = artefact.costs.token_counts, artefact.results.comparisons
+    calls, observed = sum(row.calls for row in counted), artefact.validation.runner_status.observed.attempts
+    differences = [] if calls == observed else [f"costs.token_counts: have {calls} calls, but {observed} were observed"]
+    for kind, used, told in (
+        ("input", sum(comparison.tokens_in for comparison in comparisons), sum(row.input for row in counted)),
+        ("output", sum(comparison.tokens_out for comparison in comparisons), sum(row.output for row in counted)),
+    ):
+        # withdrawn comparisons, which are not told, may have used some
+        if told < used:
+            differences.append(f"costs.token_counts: have {told} {kind} tokens, but the comparisons alone used {used}")
+    return differences
+
+
+def _input_differences(artefact: RunArtefact) -> list[str]:
+    judged = {essay.essay_id: essay.text_sha256 for essay in artefact.results.essays}
+    entries: tuple[InputEssay, ...] = (*artefact.inputs.anchors, *artefact.inputs.students)
+    return [
+        f"inputs: {entry.path}: has another text than essay {entry.essay_id} of the batch"
+        for entry in entries
+        if entry.essay_id is not None and judged.get(entry.essay_id) != entry.text_sha256
+    ]
 
 
 def _score_differences(artefact: RunArtefact) -> list[str]:
