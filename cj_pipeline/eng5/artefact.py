@@ -28,6 +28,7 @@ MANIFEST_PATTERN: Final = (
 
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 GitSha = Annotated[str, StringConstraints(pattern="^[0-9a-f]{40}(-dirty)?$")]
+EssayId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=160)]
 ManifestPath = Annotated[str, StringConstraints(pattern=MANIFEST_PATTERN)]
 Count = Annotated[int, Field(ge=0)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
@@ -101,19 +102,19 @@ class InputText(InputFile):
 class InputEssay(InputText):
     """An essay of the assets folder."""
 
-    essay_id: str | None = Field(description="its id in the batch; null if it took no part")
+    essay_id: EssayId | None = Field(description="its id in the batch; null if it took no part")
 
 
 class InputStudent(InputEssay):
     """A student essay of the assets folder."""
 
-    student_id: str
+    student_id: EssayId
 
 
 class InputAnchor(InputEssay):
     """An anchor of the assets folder, with its expert grade."""
 
-    anchor_id: str
+    anchor_id: EssayId
     grade: str
 
 
@@ -147,12 +148,12 @@ class ComparisonOutcome(Value):
     comparison_id: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9_-]*$")
     wave: int = Field(ge=1)
     pair_mode: PairMode
-    essay_a: str = Field(description="read first")
-    essay_b: str = Field(description="read second")
+    essay_a: EssayId = Field(description="read first")
+    essay_b: EssayId = Field(description="read second")
     status: Literal[ComparisonStatus.PLANNED, ComparisonStatus.JUDGED, ComparisonStatus.FAILED]
     winner: Winner | None
-    winner_id: str | None
-    loser_id: str | None
+    winner_id: EssayId | None
+    loser_id: EssayId | None
     confidence: int | None = Field(ge=1, le=5)
     justification: str | None = Field(repr=False, description="the judge's reason; may quote the essays")
     error_type: str | None = Field(description="of the last failed call of a failed comparison")
@@ -168,13 +169,15 @@ class ComparisonOutcome(Value):
     grade_scale: str
 
     @model_validator(mode="after")
-    def _tells_one_winner(self) -> Self:
+    def _tells_one_story(self) -> Self:
         pair = {Winner.A: (self.essay_a, self.essay_b), Winner.B: (self.essay_b, self.essay_a)}
         expected = (None, None) if self.winner is None else pair[self.winner]
         if (self.winner_id, self.loser_id) != expected:
             raise ValueError(f"comparison {self.comparison_id}: winner, winner_id and loser_id contradict each other")
         if (self.winner is not None) != (self.status is ComparisonStatus.JUDGED):
             raise ValueError(f"comparison {self.comparison_id}: a judged comparison has a winner, any other has none")
+        if self.winner is not None and self.prompt_sha256 is None:
+            raise ValueError(f"comparison {self.comparison_id}: missing prompt hash, although it was judged")
         return self
 
 
@@ -200,7 +203,7 @@ class PromptReference(Value):
 class EssayOutcome(Value):
     """An essay of the batch, without its text."""
 
-    essay_id: str
+    essay_id: EssayId
     is_anchor: bool = Field(description="whether it tied the scale to grades in this batch")
     anchor_grade: str | None = Field(description="the expert grade, if it has one")
     text_sha256: Sha256
@@ -234,7 +237,7 @@ class RunResults(Value):
 class ScaleRow(Value):
     """An essay's place on the Bradley-Terry scale. Scores and standard errors are in logits."""
 
-    essay_id: str
+    essay_id: EssayId
     rank: int = Field(ge=1, description="1 is best")
     score: Real = Field(description="scores of a batch sum to zero")
     se: Real = Field(ge=0, description="standard error as estimated, not capped")

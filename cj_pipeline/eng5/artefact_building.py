@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
+from pydantic import ValidationError
 
-from cj_pipeline.core.errors import InputError, RequestError
-from cj_pipeline.core.models import BatchKind, ComparisonStatus, check_batch_id
+from cj_pipeline.core.errors import CJError, InputError, RequestError
+from cj_pipeline.core.models import AttemptOutcome, BatchKind, ComparisonStatus, check_batch_id
 from cj_pipeline.eng5.artefact import (
     SCHEMA_VERSION,
     ComparisonOutcome,
@@ -81,11 +82,14 @@ COMPLETION_FIELDS: Final = ("status", "stop_reason", "completed_at")
 MANIFEST_FOLDERS: Final = ("requests", COMPARISON_EVENTS, "events/assessment_results", "events/completions")
 
 _KINDS: Final = {
-    RunMode.DRY_RUN: BatchKind.ASSESSMENT,
     RunMode.EXECUTE: BatchKind.ASSESSMENT,
     RunMode.ANCHOR_ALIGN_TEST: BatchKind.ANCHOR_ALIGN,
 }
-_PACKAGES: Final = ("cj-pipeline", "numpy", "scipy", "polars", "pydantic", "dagster")
+_PACKAGES: Final = ("numpy", "scipy", "polars", "pydantic")
+
+
+class ArtefactError(CJError):
+    """A batch's record is not one that an artefact may hold."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ def recorded_run(
     """
     results = collect_results(ledger, batch_id)
     batch = results.batch
-    if mode is RunMode.DRY_RUN or batch.kind is not _KINDS[mode]:
+    if batch.kind is not _KINDS.get(mode):
         raise InputError(
             f"batch {batch_id} is of kind {batch.kind.value}, which mode {mode.value} does not run: write the artefact "
             "of an assessment with mode execute, that of an alignment with mode anchor-align-test"
@@ -185,23 +189,42 @@ def _require_essays_of(inventory: Inventory, batch_id: str, essays: pl.DataFrame
 def build_artefact(run: RecordedRun) -> tuple[RunArtefact, dict[str, bytes]]:
     """The artefact of a run, and the files of its manifest: path from the batch's folder on → content.
 
-    Equal runs give equal artefacts, apart from `generated_at`.
+    Equal runs give equal artefacts.
+
+    Raises:
+        ArtefactError: the record is not one that an artefact may hold.
     """
-    metadata = run_metadata(run)
+    try:
+        return _built(run)
+    except ValidationError as error:
+        problems = validation_problems(error)
+    # raised outside the handler: a chained ValidationError would carry justifications into tracebacks
+    raise ArtefactError(
+        f"batch {run.results.batch.batch_id}: its record cannot be told in an artefact: {problems}. See the calls "
+        "concerned with `cj prompt`, mend what recorded them, and write the artefact again"
+    )
+
+
+def validation_problems(error: ValidationError) -> str:
+    """What pydantic found, by field, without the values; at most five problems."""
+    found = error.errors(include_input=False, include_url=False)
+    # a field's name is the document's own text where the models do not know it
+    told = [f"{'.'.join(str(part)[:40] for part in e['loc']) or 'the whole'}: {e['msg']}" for e in found[:5]]
+    return "; ".join(told) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
+
+
+def _built(run: RecordedRun) -> tuple[RunArtefact, dict[str, bytes]]:
+    metadata = _metadata(run)
     results = _results(run)
     scale = _scale_rows(run, results.essays)
     files = _manifest_files(run, metadata, results, scale)
-    summary = summary_by_scope(run.results[frames.SE_SUMMARIES.name])
-    flags = run.results[frames.QUALITY_FLAGS.name].row(0, named=True)
     artefact = RunArtefact(
         schema_version=SCHEMA_VERSION,
         metadata=metadata,
         inputs=_inputs(run),
         results=results,
         bt_summary=scale,
-        diagnostics=Diagnostics.model_validate(
-            {"bt_se_summary": summary, "bt_quality_flags": _fields(QualityFlags, flags)}
-        ),
+        diagnostics=diagnostics_of(run.results.tables),
         costs=_costs(run),
         validation=RunValidation(
             manifest={path: digest(content) for path, content in sorted(files.items())},
@@ -214,8 +237,7 @@ def build_artefact(run: RecordedRun) -> tuple[RunArtefact, dict[str, bytes]]:
     return artefact, files
 
 
-def run_metadata(run: RecordedRun) -> RunMetadata:
-    """What was run, when, and by which version."""
+def _metadata(run: RecordedRun) -> RunMetadata:
     batch = run.results.batch
     return RunMetadata(
         mode=run.mode,
@@ -249,7 +271,12 @@ def comparison_outcomes(comparisons: pl.DataFrame, grade_scale: str) -> tuple[Co
     return tuple(
         ComparisonOutcome(
             **_fields(ComparisonOutcome, row)
-            | {"sequence": sequence, "started_at": row["submitted_at"], "grade_scale": grade_scale}
+            | {
+                "sequence": sequence,
+                "started_at": row["submitted_at"],
+                "prompt_sha256": row["prompt_sha256"] or None,
+                "grade_scale": grade_scale,
+            }
         )
         for sequence, row in enumerate(counted.iter_rows(named=True), start=1)
     )
@@ -311,6 +338,17 @@ def scale_rows(scores: pl.DataFrame, grades: Mapping[str, str | None]) -> tuple[
     )
 
 
+def diagnostics_of(tables: Mapping[str, pl.DataFrame]) -> Diagnostics:
+    """The gauges out of `frames.SE_SUMMARIES` and `frames.QUALITY_FLAGS`."""
+    flags = tables[frames.QUALITY_FLAGS.name].row(0, named=True)
+    return Diagnostics.model_validate(
+        {
+            "bt_se_summary": summary_by_scope(tables[frames.SE_SUMMARIES.name]),
+            "bt_quality_flags": _fields(QualityFlags, flags),
+        }
+    )
+
+
 def _inputs(run: RecordedRun) -> RunInputs:
     inventory, told = run.inventory, run.instructions
     in_batch = dict(run.results[frames.ESSAYS.name].select("text_sha256", "essay_id").iter_rows())
@@ -362,11 +400,17 @@ def _document(document: InventoryDocument) -> dict[str, Any]:
 def _costs(run: RecordedRun) -> RunCosts:
     batch = run.results[frames.BATCHES.name].row(0, named=True)
     tokens = ("input", "cache_read", "cache_write", "output", "reasoning")
-    calls = run.results[frames.ATTEMPTS.name].filter(pl.col("outcome").ne_missing("unsent"))
-    counted = calls.group_by("provider", "model").agg(
-        pl.len().alias("calls"),
-        *(pl.col(f"tokens_{kind}").sum().alias(kind) for kind in tokens),
-        pl.when(pl.col("cost_usd").is_null().any()).then(None).otherwise(pl.col("cost_usd").sum()).alias("cost_usd"),
+    counted = (
+        _calls(run)
+        .group_by("provider", "model")
+        .agg(
+            pl.len().alias("calls"),
+            *(pl.col(f"tokens_{kind}").sum().alias(kind) for kind in tokens),
+            pl.when(pl.col("cost_usd").is_null().any())
+            .then(None)
+            .otherwise(pl.col("cost_usd").sum())
+            .alias("cost_usd"),
+        )
     )
     return RunCosts(
         total_usd=batch["cost_usd"],
@@ -375,16 +419,21 @@ def _costs(run: RecordedRun) -> RunCosts:
     )
 
 
+def _calls(run: RecordedRun) -> pl.DataFrame:
+    """The calls that reached the judge, or may have."""
+    return run.results[frames.ATTEMPTS.name].filter(pl.col("outcome").ne_missing(AttemptOutcome.UNSENT.value))
+
+
 def _observed(run: RecordedRun, results: RunResults) -> ObservedCounts:
-    batch = run.results[frames.BATCHES.name].row(0, named=True)
+    calls = _calls(run)
     anchors = sum(essay.is_anchor for essay in results.essays)
     return ObservedCounts(
         students=len(results.essays) - anchors,
         anchors=anchors,
         **outcome_counts(results.comparisons),
-        attempts=batch["attempts"],
-        lost_attempts=batch["lost_attempts"],
-        orphan_results=batch["orphan_results"],
+        attempts=calls.height,
+        lost_attempts=calls.filter(pl.col("outcome") == AttemptOutcome.LOST.value).height,
+        orphan_results=run.results[frames.BATCHES.name]["orphan_results"].item(),
         grade_projections=sum(essay.grade_projection.available for essay in results.essays),
         completions=int(not run.partial_data),
     )
@@ -424,7 +473,12 @@ def git_sha() -> str | None:
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", *arguments], cwd=here.parent, capture_output=True, text=True, timeout=10, check=True
+                ["git", "--no-optional-locks", *arguments],
+                cwd=here.parent,
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
             )
         except (OSError, subprocess.SubprocessError):
             return None
@@ -499,6 +553,7 @@ def write_run(run: RecordedRun, outputs_dir: Path) -> Path:
     Raises:
         InputError: the folder holds the artefact of another mode, whose files would be lost; or a file cannot be
             written.
+        ArtefactError: see `build_artefact`; nothing is written.
     """
     folder = run_folder(outputs_dir, run.results.batch.batch_id)
     path = artefact_path(folder, run.mode)

@@ -6,7 +6,7 @@ is untrusted: the manifest's paths cannot leave its folder, and no sentence quot
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,11 +25,13 @@ from cj_pipeline.eng5.artefact_building import (
     REQUEST_FILE,
     RESULT_FILE,
     comparison_outcomes,
+    diagnostics_of,
     digest,
     grade_outcomes,
     manifest_files_in,
     outcome_counts,
     scale_rows,
+    validation_problems,
 )
 from cj_pipeline.eng5.rescoring import scored_tables, unstored_batch
 from cj_pipeline.ledger import Ledger, UnknownBatchError
@@ -37,9 +39,7 @@ from cj_pipeline.workflow import frames
 from cj_pipeline.workflow.results import comparisons_frame, essays_frame
 
 TOLERANCE: Final = 1e-6
-"""Logits, and probability. Other processors round otherwise; a judgment more or less moves scores far more."""
-
-_SHOWN: Final = 5
+"""Logits, or a probability; relative above 1. Processors round differently; a judgment more or less moves far more."""
 
 
 def read_artefact(path: Path) -> RunArtefact:
@@ -56,9 +56,9 @@ def read_artefact(path: Path) -> RunArtefact:
     try:
         return RunArtefact.model_validate_json(content)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'the document'}: {e['msg']}" for e in error.errors()]
+        problems = validation_problems(error)
     # raised outside the handler: a chained ValidationError would carry the content into tracebacks
-    raise InputError(f"artefact {path}: is not of the published form: {_some(problems, '; ')}")
+    raise InputError(f"artefact {path}: is not of the published form: {problems}")
 
 
 def verify_artefact(path: Path, ledger: Ledger | None = None) -> list[str]:
@@ -91,9 +91,9 @@ def verify_artefact(path: Path, ledger: Ledger | None = None) -> list[str]:
 
 
 def _file_differences(artefact: RunArtefact, folder: Path) -> list[str]:
-    manifest = artefact.validation.manifest
+    manifest, told = artefact.validation.manifest, _told(artefact)
     differences = [f"{name}: is not in the manifest" for name in manifest_files_in(folder) if name not in manifest]
-    differences += [f"{name}: the manifest lacks it" for name in _expected_files(artefact) if name not in manifest]
+    differences += [f"{name}: the manifest lacks it" for name in told if name not in manifest]
     for name, recorded in manifest.items():
         try:
             content = (folder / name).read_bytes()
@@ -106,35 +106,27 @@ def _file_differences(artefact: RunArtefact, folder: Path) -> list[str]:
                 f"{name}: has changed: {found.bytes} bytes with SHA-256 {found.sha256}, by the manifest "
                 f"{recorded.bytes} bytes with SHA-256 {recorded.sha256}"
             )
-        elif (told := _told(artefact, name)) is not None and not _holds(content, told):
+        elif name not in told:
+            differences.append(f"{name}: is of no comparison with an outcome, nor of the batch")
+        elif not _holds(content, told[name]):
             differences.append(f"{name}: tells otherwise than the artefact, which was changed after it was written")
     return differences
 
 
-def _expected_files(artefact: RunArtefact) -> list[str]:
-    ended = [] if artefact.validation.runner_status.partial_data else [RESULT_FILE, COMPLETION_FILE]
-    comparisons = [
-        f"{COMPARISON_EVENTS}/{comparison.comparison_id}.json"
-        for comparison in artefact.results.comparisons
-        if comparison.status is not ComparisonStatus.PLANNED
-    ]
-    return [REQUEST_FILE, *ended, *comparisons]
-
-
-def _told(artefact: RunArtefact, name: str) -> dict[str, Any] | None:
-    """What the artefact itself says of a file's content; None if it says nothing."""
-    if name == RESULT_FILE:
-        return {
+def _told(artefact: RunArtefact) -> dict[str, dict[str, Any]]:
+    """Every file that must be there → what the artefact itself says of its content."""
+    metadata = artefact.metadata.model_dump(mode="json")
+    told = {REQUEST_FILE: {field: metadata[field] for field in REQUEST_FIELDS}}
+    for comparison in artefact.results.comparisons:
+        if comparison.status is not ComparisonStatus.PLANNED:
+            told[f"{COMPARISON_EVENTS}/{comparison.comparison_id}.json"] = comparison.model_dump(mode="json")
+    if artefact.metadata.status.is_final:
+        told[COMPLETION_FILE] = {field: metadata[field] for field in COMPLETION_FIELDS}
+        told[RESULT_FILE] = {
             "bt_summary": [row.model_dump(mode="json") for row in artefact.bt_summary],
             "essays": [essay.model_dump(mode="json") for essay in artefact.results.essays],
         }
-    if name in (COMPLETION_FILE, REQUEST_FILE):
-        metadata = artefact.metadata.model_dump(mode="json")
-        fields = COMPLETION_FIELDS if name == COMPLETION_FILE else REQUEST_FIELDS
-        return {field: metadata[field] for field in fields}
-    wanted = name.removeprefix(f"{COMPARISON_EVENTS}/").removesuffix(".json")
-    found = (comparison for comparison in artefact.results.comparisons if comparison.comparison_id == wanted)
-    return next((comparison.model_dump(mode="json") for comparison in found), None)
+    return told
 
 
 def _holds(content: bytes, told: Mapping[str, Any]) -> bool:
@@ -211,6 +203,8 @@ def _score_differences(artefact: RunArtefact) -> list[str]:
         differences += _differing(
             "results.essays", essay.essay_id, essay.grade_projection, projections[essay.essay_id], GradeOutcome
         )
+    if not _same(artefact.diagnostics.model_dump(), diagnostics_of(tables).model_dump()):
+        differences.append("diagnostics: are not those of the recorded comparisons")
     return differences
 
 
@@ -253,10 +247,9 @@ def _rescored(artefact: RunArtefact) -> dict[str, pl.DataFrame]:
     try:
         return scored_tables(batch, _scale(artefact), essays, comparisons)
     except ValidationError as error:
-        names = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors()[:_SHOWN])
         raise InputError(
-            f"artefact of batch {metadata.batch_id}: this version does not know its settings ({names}): verify it with "
-            f"version {metadata.runner_version}"
+            f"artefact of batch {metadata.batch_id}: this version cannot use its settings "
+            f"({validation_problems(error)}): verify it with version {metadata.runner_version}"
         ) from None
 
 
@@ -279,7 +272,7 @@ def _differing(where: str, essay_id: str, recorded: Value, again: Value, model: 
 
 def _same(before: Any, after: Any) -> bool:
     if isinstance(before, float) and isinstance(after, float):
-        return abs(before - after) <= TOLERANCE
+        return abs(before - after) <= TOLERANCE * max(1.0, abs(before))
     if isinstance(before, dict) and isinstance(after, dict):
         return before.keys() == after.keys() and all(_same(before[key], after[key]) for key in before)
     return bool(before == after)
@@ -302,7 +295,10 @@ def _ledger_differences(artefact: RunArtefact, ledger: Ledger) -> list[str]:
         batch = ledger.batch(batch_id)
     except UnknownBatchError:
         return [f"the ledger: has no batch {batch_id}"]
-    found = comparison_outcomes(comparisons_frame(ledger, batch_id), artefact.metadata.grade_scale)
+    try:
+        found = comparison_outcomes(comparisons_frame(ledger, batch_id), artefact.metadata.grade_scale)
+    except ValidationError as error:
+        return [f"the ledger: its record of batch {batch_id} cannot be told: {validation_problems(error)}"]
     differences = _text_differences(artefact, essays_frame(ledger, batch_id))
     recorded, known = outcome_counts(artefact.results.comparisons), outcome_counts(found)
     if artefact.validation.runner_status.partial_data and known != recorded:
@@ -332,7 +328,7 @@ def _comparison_differences(artefact: RunArtefact, known: Mapping[str, Compariso
     recorded = {outcome.comparison_id: outcome for outcome in artefact.results.comparisons}
     differences = []
     if not partial and (missing := sorted(known.keys() - recorded.keys())):
-        differences.append(f"the ledger: has comparisons that the artefact lacks: {_some(missing)}")
+        differences.append(f"the ledger: has {len(missing)} comparisons that the artefact lacks, from {missing[0]} on")
     for comparison_id, outcome in recorded.items():
         # what was open then may have been judged, tried or withdrawn since
         if partial and outcome.status is ComparisonStatus.PLANNED:
@@ -350,9 +346,3 @@ def _differing_fields(outcome: ComparisonOutcome, other: ComparisonOutcome) -> l
     # a withdrawn comparison shifts the places of those after it
     fields = [name for name in ComparisonOutcome.model_fields if name != "sequence"]
     return [name for name in fields if getattr(outcome, name) != getattr(other, name)]
-
-
-def _some(items: Sequence[str] | Iterable[str], separator: str = ", ") -> str:
-    listed = list(items)
-    more = f"{separator}and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-    return separator.join(listed[:_SHOWN]) + more

@@ -243,5 +243,5 @@ def _essays(batch_id: str, nodes: Sequence[_Node]) -> pl.DataFrame:
 
 def _batches(batch_id: str, tunables: BatchTunables) -> pl.DataFrame:
     """Only what an artefact reads of it: nothing was called, nothing paid."""
-    nothing = {"attempts": 0, "lost_attempts": 0, "orphan_results": 0, "cost_usd": 0.0}
-    return frames.BATCHES.frame([{"batch_id": batch_id, "max_cost_usd": tunables.max_cost_usd, **nothing}])
+    row = {"batch_id": batch_id, "orphan_results": 0, "cost_usd": 0.0, "max_cost_usd": tunables.max_cost_usd}
+    return frames.BATCHES.frame([row])

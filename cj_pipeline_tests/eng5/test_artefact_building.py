@@ -16,10 +16,12 @@ from jsonschema import Draft202012Validator
 
 from cj_pipeline.core.errors import InputError, RequestError
 from cj_pipeline.core.models import BatchStatus
+from cj_pipeline.eng5 import artefact_building
 from cj_pipeline.eng5.artefact import SCHEMA_PATH, RunMode
-from cj_pipeline.eng5.artefact_building import recorded_run, run_folder, write_run
+from cj_pipeline.eng5.artefact_building import ArtefactError, git_sha, recorded_run, run_folder, write_run
 from cj_pipeline.eng5.inventory import Inventory
 from cj_pipeline.ledger import Ledger
+from cj_pipeline.ledger import tables as t
 from cj_pipeline.workflow.documents import text_sha256
 from cj_pipeline.workflow.results import collect_results
 from cj_pipeline_tests.eng5 import runs
@@ -390,6 +392,33 @@ def test_a_mode_tells_only_of_batches_it_runs(
 ) -> None:
     with pytest.raises(InputError, match=f"which mode {mode.value} does not run"):
         recorded_run(judged, batch_id, inventory, mode)
+
+
+@on_sqlite
+def test_a_judgment_without_its_prompt_hash_stops_the_artefact_and_is_named(
+    ledger: Ledger, inventory: Inventory, tmp_path: Path
+) -> None:
+    runs.assessed(ledger, inventory, "hashless", max_comparisons=15)
+    with ledger.engine.begin() as connection:
+        connection.execute(t.attempts.update().where(t.attempts.c.attempt_id == 3).values(prompt_sha256=""))
+    damaged = next(call.comparison_id for call in ledger.attempts("hashless") if call.attempt_id == 3)
+    with pytest.raises(ArtefactError, match=f"comparison {damaged}: missing prompt hash") as caught:
+        write_run(recorded_run(ledger, "hashless", inventory, RunMode.EXECUTE), tmp_path)
+    assert caught.value.__context__ is None
+    assert not run_folder(tmp_path, "hashless").exists()
+
+
+def test_the_commit_is_that_of_the_working_tree() -> None:
+    here = Path(artefact_building.__file__).parent
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    if asked.returncode != 0:
+        pytest.skip("not in a working tree")
+    assert str(git_sha()).removesuffix("-dirty") == asked.stdout.strip()
+
+
+def test_outside_a_working_tree_there_is_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(artefact_building, "__file__", str(tmp_path / "artefact_building.py"))
+    assert git_sha() is None
 
 
 def test_reading_a_batch_for_its_artefact_changes_nothing_in_the_ledger(

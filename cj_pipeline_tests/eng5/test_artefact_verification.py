@@ -1,5 +1,6 @@
 """Verifying finds nothing where nothing was touched, and names what was, whatever was touched."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from cj_pipeline.eng5.artefact_verification import read_artefact, verify_artefac
 from cj_pipeline.eng5.dry_run import dry_run
 from cj_pipeline.eng5.inventory import Inventory
 from cj_pipeline.ledger import Ledger
+from cj_pipeline.ledger import tables as t
 from cj_pipeline.settings import BatchOverrides
 from cj_pipeline_tests.eng5 import runs
 from cj_pipeline_tests.workflow.scenes import advance, settings, simulated
@@ -112,6 +114,14 @@ def test_a_file_too_many_is_named(artefact: Path) -> None:
     assert verify_artefact(artefact) == ["events/completions/again.json: is not in the manifest"]
 
 
+def test_a_file_that_was_added_to_the_manifest_too_is_named(artefact: Path) -> None:
+    name = "events/comparisons/w00099-c00001.json"
+    (artefact.parent / name).write_text("{}")
+    entry = {"sha256": hashlib.sha256(b"{}").hexdigest(), "bytes": 2}
+    change(artefact, lambda content: content["validation"]["manifest"].update({name: entry}))
+    assert verify_artefact(artefact) == [f"{name}: is of no comparison with an outcome, nor of the batch"]
+
+
 def test_a_manifest_that_was_shortened_is_found(artefact: Path) -> None:
     name = f"events/comparisons/{event_of(artefact).name}"
     event_of(artefact).unlink()
@@ -178,6 +188,11 @@ def test_settings_that_other_numbers_came_from_are_found(artefact: Path) -> None
     assert any("se_capped is " in difference for difference in differences)
 
 
+def test_gauges_that_the_judgments_do_not_give_are_found(artefact: Path) -> None:
+    change(artefact, lambda content: content["diagnostics"]["bt_se_summary"]["students"].update(mean_se=0.1))
+    assert verify_artefact(artefact) == ["diagnostics: are not those of the recorded comparisons"]
+
+
 def test_counts_that_do_not_add_up_are_found(artefact: Path) -> None:
     def alter(content: dict[str, Any]) -> None:
         status = content["validation"]["runner_status"]
@@ -227,6 +242,17 @@ def test_another_batch_of_the_same_name_is_found(artefact: Path, ledger: Ledger,
     assert all(difference.startswith("the ledger: ") for difference in differences)
 
 
+@on_sqlite
+def test_a_ledger_that_was_damaged_since_is_found(ledger: Ledger, inventory: Inventory, tmp_path: Path) -> None:
+    runs.assessed(ledger, inventory, "b", max_comparisons=15)
+    path = write_run(recorded_run(ledger, "b", inventory, RunMode.EXECUTE), tmp_path)
+    with ledger.engine.begin() as connection:
+        connection.execute(t.attempts.update().where(t.attempts.c.attempt_id == 3).values(prompt_sha256=""))
+    (difference,) = verify_artefact(path, ledger)
+    assert difference.startswith("the ledger: its record of batch b cannot be told: ")
+    assert "missing prompt hash" in difference
+
+
 # --- what is no artefact -----------------------------------------------------------------------------------------
 
 
@@ -254,5 +280,5 @@ def test_a_manifest_that_leads_out_of_the_folder_is_refused_unread(artefact: Pat
 
 def test_settings_of_another_version_are_an_input_error_that_names_them(artefact: Path) -> None:
     change(artefact, lambda content: content["metadata"]["settings"].update(phase_of_the_moon=3))
-    with pytest.raises(InputError, match=r"does not know its settings \(phase_of_the_moon\)"):
+    with pytest.raises(InputError, match=r"cannot use its settings \(phase_of_the_moon: Extra"):
         verify_artefact(artefact)
