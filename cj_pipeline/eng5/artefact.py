@@ -186,7 +186,7 @@ class GradeOutcome(Value):
 
     available: bool
     reason: str | None
-    grade: str | None = Field(description="the most probable grade")
+    grade: str | None = Field(description="as projected, see docs/statistics.md")
     confidence: Probability | None = Field(description="probability of the grade")
     label: str | None = Field(description="HIGH, MID or LOW confidence")
     boundary_distance_se: Real | None = Field(description="distance to the nearest grade boundary, in SEs")

@@ -169,7 +169,7 @@ def test_every_essay_has_a_projection_and_the_hash_of_its_prompt(
         assert essay["student_prompt_ref"]["storage_id"] == prompt
         assert projection["grade"] == grades[essay["essay_id"]]
         assert math.fsum(projection["probabilities"].values()) == pytest.approx(1.0)
-        assert projection["confidence"] == max(projection["probabilities"].values())
+        assert projection["confidence"] == projection["probabilities"][projection["grade"]]
 
 
 def test_token_counts_add_up_to_the_calls_of_the_ledger(judged: Ledger, artefact: dict[str, Any]) -> None:
