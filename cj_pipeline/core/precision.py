@@ -14,7 +14,7 @@ Reference:
         Meteorology 8, 985-987.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -61,7 +61,8 @@ class WavePrecision(Value):
         students_known: share of students with a grade whose posterior sd is at most `GRADE_SD_STEPS`; None without
             grades.
         mean_rps: expected RPS of a student's grade, mean over students, steps; None without grades.
-        reliability_low: 10 % quantile of the squared correlation of scores and posterior draws, 0 to 1.
+        reliability_low: 10 % quantile of the squared correlation of scores and posterior draws, 0 to 1; None with
+            grades.
     """
 
     wave: int
@@ -69,7 +70,7 @@ class WavePrecision(Value):
     least_judgments: int
     students_known: float | None
     mean_rps: float | None
-    reliability_low: float
+    reliability_low: float | None
 
 
 def grade_sd(probabilities: Mapping[str, float]) -> float:
@@ -119,7 +120,7 @@ def wave_precision(
     full: bool,
     judgments: Iterable[int],
     projections: Sequence[GradeProjection],
-    reliability_low: float,
+    reliability_low: Callable[[], float],
 ) -> WavePrecision:
     """What is measured at the end of a wave.
 
@@ -128,7 +129,7 @@ def wave_precision(
         full: whether the budget left it its whole size.
         judgments: of each essay, anchors included.
         projections: of all essays; empty, or without any grade, if there are no grades.
-        reliability_low: see `low_reliability`.
+        reliability_low: gives `low_reliability`; asked only where there are no grades.
     """
     students = [projection for projection in projections if not projection.is_anchor]
     graded = [projection.probabilities for projection in students if projection.available]
@@ -139,7 +140,7 @@ def wave_precision(
         # a student without a grade is a student whose grade is not known
         students_known=sum(grade_sd(p) <= GRADE_SD_STEPS for p in graded) / len(students) if graded else None,
         mean_rps=float(np.mean([expected_rps(p) for p in graded])) if graded else None,
-        reliability_low=reliability_low,
+        reliability_low=None if graded else reliability_low(),
     )
 
 
@@ -173,4 +174,4 @@ def _is_precise(wave: WavePrecision) -> bool:
         return False
     if wave.students_known is not None:
         return wave.students_known >= STUDENTS_KNOWN
-    return wave.reliability_low >= RELIABILITY_LOW
+    return (wave.reliability_low or 0.0) >= RELIABILITY_LOW

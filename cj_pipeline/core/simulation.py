@@ -340,7 +340,7 @@ def _compare(
         full=full,
         judgments=scored.per_essay_counts.values(),
         projections=projections,
-        reliability_low=0.0 if truth.anchors else low_reliability(scored.fit.scores, scored.fit.covariance(), wave),
+        reliability_low=lambda: low_reliability(scored.fit.scores, scored.fit.covariance(), wave),
     )
     return result, precision
 

@@ -452,7 +452,7 @@ class _WaveLoop:
             full=not wave.cut_by_budget,
             judgments=scoring.per_essay_counts.values(),
             projections=projected.projections if projected else (),
-            reliability_low=low_reliability(
+            reliability_low=lambda: low_reliability(
                 scoring.fit.scores, scoring.fit.covariance(), self._tunables.pair_generation_seed
             ),
         )

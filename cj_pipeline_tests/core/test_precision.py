@@ -87,11 +87,14 @@ def test_a_student_without_a_grade_is_not_known_and_anchors_do_not_count():
         full=True,
         judgments=[9, 7, 8],
         projections=[projection("s1", sharp), projection("s2", {}), projection("k", DISTRIBUTIONS[2], is_anchor=True)],
-        reliability_low=0.5,
+        reliability_low=lambda: 0.5,
     )
     assert (measured.students_known, measured.mean_rps, measured.least_judgments) == (0.5, 0.0, 7)
-    without = wave_precision(3, full=True, judgments=[9], projections=[projection("s1", {})], reliability_low=0.5)
-    assert (without.students_known, without.mean_rps) == (None, None)
+    assert measured.reliability_low is None
+    without = wave_precision(
+        3, full=True, judgments=[9], projections=[projection("s1", {})], reliability_low=lambda: 0.5
+    )
+    assert (without.students_known, without.mean_rps, without.reliability_low) == (None, None, 0.5)
 
 
 def wave(number, *, known=None, rps=None, low=0.0, least=6, full=True):
