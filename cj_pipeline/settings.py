@@ -301,8 +301,8 @@ class CJSettings(BaseSettings, BatchTunables):
     )
     enforce_targets: bool = Field(
         False,
-        description="whether a missed target of `cj eng5` (judge against experts) makes the command exit non-zero "
-        "instead of only telling; --enforce-targets does the same for one command.",
+        description="whether a missed alignment target (judge against experts) fails the batch's run and makes "
+        "`cj eng5` exit non-zero, instead of only being told; --enforce-targets does the latter for one command.",
     )
     data_dir: Path = Field(_DEFAULT_DATA_DIR, description="folder with inputs/ and outputs/; relative to the project.")
     eng5_assets_dir: Path | None = Field(

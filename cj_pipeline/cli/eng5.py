@@ -119,7 +119,7 @@ def anchor_align_test(
     No assignment, no grades, no effect on other batches. The judge reads the task, the prompts and two essays; it never
     learns a grade, or that an essay is an anchor.
     """
-    from cj_pipeline.cli.run import CompletionTimeoutError, await_batch
+    from cj_pipeline.cli.run import CompletionTimeoutError, JobFailedError, await_batch
     from cj_pipeline.defs.partitions import add_partitions
     from cj_pipeline.eng5.anchor_align import align_request
     from cj_pipeline.eng5.batches import DEFAULT_JUDGE, Mode, eng5_batch_id, eng5_scale, log_validation_state
@@ -166,11 +166,17 @@ def anchor_align_test(
         say(f"then: cj eng5 report {batch}")
         return
     timed_out: CompletionTimeoutError | None = None
+    failed: JobFailedError | None = None
     try:
         await_batch(batch, timeout=completion_timeout, verbose=verbose)
     except CompletionTimeoutError as error:
         timed_out = error
+    except JobFailedError as error:
+        failed = error
     with open_ledger() as (_settings, ledger):
+        # where targets are enforced, the run of a finished batch fails by a missed one: the report says by which
+        if failed is not None and not ledger.batch(batch).status.has_grades:
+            raise failed
         counts = ledger.state(batch)
         log = get_logger(batch_id=batch, correlation_id=correlation_id, runner_mode=mode.value)
         event = "runner_execution_complete" if timed_out is None else "collector_timeout"
@@ -180,6 +186,8 @@ def anchor_align_test(
     _report(batch, enforce_targets=enforce_targets and timed_out is None, partial=timed_out is not None)
     if timed_out is not None:
         raise timed_out
+    if failed is not None:
+        raise failed
 
 
 @eng5_app.command()

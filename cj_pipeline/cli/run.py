@@ -194,8 +194,8 @@ def _first_failure(result: Any) -> str:
             failure = event.step_failure_data
             described = failure.user_failure_data.description if failure.user_failure_data else None
             return described or (failure.error.message.strip() if failure.error else "a step failed")
-    failed = [event.asset_check_evaluation_data for event in result.all_events if event.is_asset_check_evaluation]
-    missed = [f"{check.asset_key.to_user_string()}:{check.check_name}" for check in failed if not check.passed]
+    checks = result.get_asset_check_evaluations()
+    missed = [f"{check.asset_key.to_user_string()}:{check.check_name}" for check in checks if not check.passed]
     return f"checks failed: {', '.join(missed)}" if missed else "see the run in the UI"
 
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from cj_pipeline.core.alignment import AlignmentTargets, TargetVerdict, measure_alignment
+from cj_pipeline.core.alignment import Alignment, AlignmentTargets, TargetVerdict, measure_alignment
+from cj_pipeline.core.bradley_terry import compute_bt_scores_and_se
 from cj_pipeline.core.errors import CJError, InputError
 from cj_pipeline.core.grades import GradeScale
 from cj_pipeline.core.models import BatchKind, ComparisonStatus, Essay
@@ -26,7 +27,6 @@ from cj_pipeline.whole_files import write_whole
 from cj_pipeline.workflow.documents import text_sha256
 from cj_pipeline.workflow.intake import BatchRequest, EssaySubmission
 from cj_pipeline.workflow.judging import batch_instructions
-from cj_pipeline.workflow.results import comparisons_frame, essays_frame, score
 
 REPORT_NAME: Final = "alignment_report"
 
@@ -102,8 +102,17 @@ def _quality(scale: GradeScale, grade: str) -> float:
 # --- its report --------------------------------------------------------------------------------------------------
 
 
-def ledger_report(ledger: Ledger, batch_id: str, scale: GradeScale, targets: AlignmentTargets) -> AlignmentReport:
-    """The alignment report of a batch, from the ledger alone: the same judgments give the same report.
+def can_be_reported(ledger: Ledger, batch: BatchRecord) -> bool:
+    """Whether judge and experts can be compared: anchors judged as students, graded, and something judged."""
+    return (
+        batch.kind is BatchKind.ANCHOR_ALIGN
+        and all(essay.known_grade is not None for essay in ledger.essays(batch.batch_id))
+        and ledger.state(batch.batch_id).judged > 0
+    )
+
+
+def ledger_alignment(ledger: Ledger, batch_id: str, scale: GradeScale) -> Alignment:
+    """How the judgments of a batch agree with the experts, from the ledger alone.
 
     Raises:
         UnknownBatchError: no such batch.
@@ -115,34 +124,36 @@ def ledger_report(ledger: Ledger, batch_id: str, scale: GradeScale, targets: Ali
             f"batch {batch_id} is of kind {batch.kind.value}: an alignment report is about a batch of kind "
             f"{BatchKind.ANCHOR_ALIGN.value}, which `cj eng5 anchor-align-test` makes"
         )
-    essays = ledger.essays(batch_id)
-    grades = _expert_grades(batch_id, essays)
+    grades = _expert_grades(batch_id, ledger.essays(batch_id))
     comparisons = ledger.comparisons(batch_id)
     if not any(comparison.status is ComparisonStatus.JUDGED for comparison in comparisons):
         raise InputError(f"batch {batch_id}: nothing of it has been judged yet: `cj run {batch_id}` first")
     tunables = BatchTunables.model_validate(batch.settings)
-    frame = comparisons_frame(ledger, batch_id)
-    scores = score(batch_id, frame, essays_frame(ledger, batch_id), tunables)
-    ids = scores["essay_id"].to_list()
+    fitted = compute_bt_scores_and_se(comparisons, list(grades), tunables)
+    return measure_alignment(comparisons, grades, fitted.scores, fitted.ses, scale, seed=tunables.pair_generation_seed)
+
+
+def ledger_report(ledger: Ledger, batch_id: str, scale: GradeScale, targets: AlignmentTargets) -> AlignmentReport:
+    """The alignment report of a batch, from the ledger alone: the same judgments give the same report.
+
+    Raises:
+        UnknownBatchError, InputError: see `ledger_alignment`.
+    """
+    alignment = ledger_alignment(ledger, batch_id, scale)
+    batch = ledger.batch(batch_id)
+    tunables = BatchTunables.model_validate(batch.settings)
     return AlignmentReport(
         batch_id=batch_id,
         judge=f"SIMULATED ({batch.judge_profile})" if batch.simulated else f"{batch.provider}/{batch.model}",
         simulated=batch.simulated,
-        alignment=measure_alignment(
-            comparisons,
-            grades,
-            dict(zip(ids, scores["score"].to_list(), strict=True)),
-            dict(zip(ids, scores["se"].to_list(), strict=True)),
-            scale,
-            seed=tunables.pair_generation_seed,
-        ),
+        alignment=alignment,
         targets=targets,
         facts=_facts(ledger, batch, tunables),
         prompts=_prompts(ledger, batch, tunables),
         justifications={
-            comparison_id: text
-            for comparison_id, text in frame.select("comparison_id", "justification").iter_rows()
-            if text is not None
+            record.comparison_id: record.justification
+            for record in ledger.comparison_records(batch_id)
+            if record.justification is not None
         },
     )
 

@@ -100,6 +100,16 @@ def test_anchors_are_judged_and_reported_and_the_report_is_rebuilt_from_the_ledg
     assert run("report", "a1")[0] == 1
 
 
+@pytest.mark.slow
+def test_where_targets_are_enforced_the_run_fails_by_the_missed_ones_with_the_report_written(run, home, monkeypatch):
+    monkeypatch.setenv("CJ_ENFORCE_TARGETS", "true")
+    code, out, err = run("anchor-align-test", "--batch-id", "a1", "--judge", "cj-generic", "--max-comparisons", 5)
+    assert code == 1
+    assert "MISSED" in out and "batch a1 missed" in err and "anchors without a win" in err
+    assert "alignment_report.html" in reports(home, "a1")
+    assert open_ledger(home).batch("a1").status.has_grades
+
+
 def test_without_waiting_it_submits_and_says_that_no_daemon_takes_it_up(run, home):
     code, out, err = run("anchor-align-test", "--batch-id", "later", "--no-await")
     assert code == 0, err
