@@ -8,7 +8,8 @@ from typing import Any
 
 from dagster import Definitions, in_process_executor
 
-from cj_pipeline.defs.assets import inputs, judging, publishing, results, scoring
+from cj_pipeline.defs.assets import alignment, inputs, judging, publishing, results, scoring
+from cj_pipeline.defs.checks.alignment import ALIGNMENT_CHECKS
 from cj_pipeline.defs.checks.expectations import EXPECTATION_CHECKS
 from cj_pipeline.defs.checks.native import NATIVE_CHECKS
 from cj_pipeline.defs.io_managers import LakeIOManager
@@ -26,6 +27,7 @@ ASSETS = [
     scoring.batch_state,
     results.grade_projections,
     publishing.comparison_graph,
+    alignment.alignment_report,
 ]
 
 
@@ -33,7 +35,7 @@ def build_definitions(resources: Mapping[str, Any] | None = None) -> Definitions
     """All definitions; `resources` replaces some of the default ones by key (`cj`, `io_manager`)."""
     return Definitions(
         assets=ASSETS,
-        asset_checks=[*NATIVE_CHECKS, *EXPECTATION_CHECKS],
+        asset_checks=[*NATIVE_CHECKS, *EXPECTATION_CHECKS, *ALIGNMENT_CHECKS],
         jobs=JOBS,
         sensors=SENSORS,
         resources={"cj": CJResource(), "io_manager": LakeIOManager(), **(resources or {})},

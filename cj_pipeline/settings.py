@@ -181,6 +181,15 @@ class BatchTunables(BaseModel):
     judge_rubric: str | None = Field(
         None, min_length=1, description="what makes an essay better; wins over the assignment's. Usually per batch."
     )
+    student_prompt: str | None = Field(
+        None, min_length=1, description="what the students were asked; wins over the assignment's. Usually per batch."
+    )
+    system_prompt_name: str | None = Field(
+        None, min_length=1, max_length=128, description="what reports call system_prompt, e.g. 003_language_control."
+    )
+    judge_rubric_name: str | None = Field(
+        None, min_length=1, max_length=128, description="what reports call judge_rubric, e.g. 003_language_control."
+    )
 
     @field_validator("preferred_bundle_size", mode="before")
     @classmethod
@@ -231,6 +240,9 @@ class BatchOverrides(BaseModel):
     thinking_budget_tokens: int | None = Field(None, ge=1024)
     system_prompt: str | None = Field(None, min_length=1)
     judge_rubric: str | None = Field(None, min_length=1)
+    student_prompt: str | None = Field(None, min_length=1)
+    system_prompt_name: str | None = Field(None, min_length=1, max_length=128)
+    judge_rubric_name: str | None = Field(None, min_length=1, max_length=128)
 
     def stated(self) -> dict[str, Any]:
         """The fields that were given, without the budget (which the batch holds as `total_budget`)."""
@@ -290,8 +302,8 @@ class CJSettings(BaseSettings, BatchTunables):
     )
     enforce_targets: bool = Field(
         False,
-        description="whether a missed quality target makes commands exit non-zero instead of only warning. "
-        "No check has a target yet: they come with the ENG5 programme.",
+        description="whether a missed alignment target (judge against experts) fails the batch's run and makes "
+        "`cj eng5` exit non-zero, instead of only being told; --enforce-targets does the latter for one command.",
     )
     data_dir: Path = Field(_DEFAULT_DATA_DIR, description="folder with inputs/ and outputs/; relative to the project.")
     eng5_assets_dir: Path | None = Field(

@@ -13,6 +13,7 @@ import typer
 from cj_pipeline.cli.arguments import judge_name, name_and_value, prompt_file
 from cj_pipeline.cli.context import dagster_instance, ensure_dagster_home, errors, open_ledger, print_json, say
 from cj_pipeline.cli.diagnose import diagnose
+from cj_pipeline.cli.eng5 import eng5_app
 from cj_pipeline.cli.judge import judge_app
 from cj_pipeline.cli.metrics import metrics_app
 from cj_pipeline.cli.simulate import simulate
@@ -31,6 +32,7 @@ ledger_app = typer.Typer(no_args_is_help=True, help="The ledger's database.")
 app.add_typer(assignments_app, name="assignments")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(judge_app, name="judge")
+app.add_typer(eng5_app, name="eng5")
 app.add_typer(metrics_app, name="metrics")
 app.command()(diagnose)
 app.command()(simulate)

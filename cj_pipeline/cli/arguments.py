@@ -23,8 +23,8 @@ def name_and_value(text: str) -> tuple[str, Any]:
         raise InputError(f"--override {name}: the value cannot be read") from None
 
 
-def judge_name(judge: str | None, provider: str | None, model: str | None) -> str | None:
-    """The judge's name out of `--judge`, or `--provider` and `--model`.
+def judge_name(judge: str | None, provider: str | None, model: str | None, *, prefix: str = "--") -> str | None:
+    """The judge's name out of `--judge`, or `--provider` and `--model`, which `prefix` spells otherwise.
 
     Raises:
         InputError: both are given, or only one of provider and model.
@@ -32,9 +32,12 @@ def judge_name(judge: str | None, provider: str | None, model: str | None) -> st
     if provider is None and model is None:
         return judge
     if judge is not None:
-        raise InputError("give --judge, or --provider and --model, not both")
+        raise InputError(f"give --judge, or {prefix}provider and {prefix}model, not both")
     if provider is None or model is None:
-        raise InputError("--provider and --model go together, e.g. --provider anthropic --model claude-haiku-4-5")
+        raise InputError(
+            f"{prefix}provider and {prefix}model go together, e.g. {prefix}provider anthropic {prefix}model "
+            "claude-haiku-4-5"
+        )
     return f"{provider}/{model}"
 
 

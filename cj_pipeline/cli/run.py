@@ -3,13 +3,14 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cj_pipeline.cli.context import dagster_instance, errors, open_ledger, say
-from cj_pipeline.core.errors import CJError
+from cj_pipeline.core.errors import CJError, InputError
 from cj_pipeline.ledger import BatchBusyError, Ledger
 from cj_pipeline.ledger.records import BatchRecord
 from cj_pipeline.workflow.results import last_failure
@@ -25,8 +26,57 @@ class RunInterruptedError(CJError):
     exit_code = 130
 
 
-def run_batch(batch_id: str, *, wait: float, verbose: bool) -> None:
+class CompletionTimeoutError(CJError):
+    """The time to wait for a batch was over before it was final. What is recorded stays, and the batch goes on."""
+
+
+_LONGEST_LOOK_SECONDS = 30.0
+"""Between two looks at a batch that was asked to wait."""
+
+
+def await_batch(batch_id: str, *, timeout: float, verbose: bool) -> None:
+    """Advance the batch in this process until it is final, or wait while another process does.
+
+    When the time is over nothing more is sent, answers in flight are collected, and the lease is released; the batch
+    is left open for the daemon or for `cj run`.
+
+    Raises:
+        CompletionTimeoutError: `timeout` seconds were over.
+        JobFailedError: the run failed, the batch ended without a scale, or it was put on hold.
+        UnknownBatchError, RunInterruptedError: see `run_batch`.
+    """
+    deadline = time.monotonic() + timeout
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            run_batch(batch_id, wait=left, verbose=verbose, timeout=left)
+        except BatchBusyError:
+            break
+        except JobFailedError:
+            # a daemon may have taken the batch up at the same moment: then its run is the one to wait for
+            if not _read_batch(batch_id).lease_live:
+                raise
+        batch = _read_batch(batch_id)
+        if batch.status.is_final:
+            return
+        if batch.hold_reason is not None:
+            raise JobFailedError(f"batch {batch_id} is on hold ({batch.hold_reason}): `cj run {batch_id}` goes on")
+        if batch.not_before is not None:
+            pause = min((batch.not_before - datetime.now(UTC)).total_seconds(), _LONGEST_LOOK_SECONDS)
+            time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
+    raise CompletionTimeoutError(
+        f"batch {batch_id} was not final after {timeout:g} s: everything recorded is kept, and it goes on with the "
+        f"daemon (make ui) or `cj run {batch_id}`. Allow more with --completion-timeout"
+    )
+
+
+def run_batch(batch_id: str, *, wait: float, verbose: bool, timeout: float | None = None) -> None:
     """Advance the batch by executing its job in this process.
+
+    Args:
+        batch_id: the batch.
+        wait: seconds to wait for another process to finish with it.
+        verbose: whether to show Dagster's own log.
+        timeout: seconds after which nothing more is sent; what is in flight is collected.
 
     Raises:
         UnknownBatchError, BatchBusyError: no such batch; another process is at work on it.
@@ -47,7 +97,7 @@ def run_batch(batch_id: str, *, wait: float, verbose: bool) -> None:
         add_partitions(instance, [batch_id])
         job = defs.resolve_job_def(job_for(instance, batch_id))
         level = "INFO" if verbose else "CRITICAL"
-        with _progress(ledger, batch_id):
+        with _progress(ledger, batch_id), _deadline(ledger, batch_id, timeout):
             result = job.execute_in_process(
                 instance=instance,
                 partition_key=batch_id,
@@ -75,6 +125,42 @@ def run_batch(batch_id: str, *, wait: float, verbose: bool) -> None:
             )
         else:
             say(f"batch {batch_id} goes on: `cj run {batch_id}` again, or leave it to the daemon")
+
+
+def _read_batch(batch_id: str) -> BatchRecord:
+    with open_ledger(quiet=True) as (_settings, ledger):
+        return ledger.batch(batch_id)
+
+
+@contextmanager
+def _deadline(ledger: Ledger, batch_id: str, seconds: float | None) -> Iterator[None]:
+    """After so many seconds hold the batch, which stops its run cleanly; off hold again when the run is over."""
+    if seconds is None:
+        yield
+        return
+    over, held = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        if over.wait(seconds):
+            return
+        # again and again: a run that only now comes to its judging takes its batch off hold first
+        while not over.is_set():
+            # it may have ended at this very moment
+            with suppress(InputError):
+                if ledger.batch(batch_id).hold_reason is None:
+                    held.set()
+                    ledger.hold(batch_id, f"no more time in this process, after {seconds:.0f} s")
+            over.wait(0.5)
+
+    thread = threading.Thread(target=hold, name=f"deadline-{batch_id}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        if held.is_set():
+            ledger.resume(batch_id, "released by the process whose time was over")
 
 
 def _raise_if_failed(ledger: Ledger, batch: BatchRecord) -> None:
@@ -108,8 +194,8 @@ def _first_failure(result: Any) -> str:
             failure = event.step_failure_data
             described = failure.user_failure_data.description if failure.user_failure_data else None
             return described or (failure.error.message.strip() if failure.error else "a step failed")
-    failed = [event.asset_check_evaluation_data for event in result.all_events if event.is_asset_check_evaluation]
-    missed = [f"{check.asset_key.to_user_string()}:{check.check_name}" for check in failed if not check.passed]
+    checks = result.get_asset_check_evaluations()
+    missed = [f"{check.asset_key.to_user_string()}:{check.check_name}" for check in checks if not check.passed]
     return f"checks failed: {', '.join(missed)}" if missed else "see the run in the UI"
 
 

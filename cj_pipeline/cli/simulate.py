@@ -1,9 +1,10 @@
 """`cj simulate`: what a budget buys, from simulated exams with the real pairing, fit, grades and stop rule."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -11,6 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cj_pipeline.cli.arguments import name_and_value
 from cj_pipeline.cli.context import errors, open_ledger, print_json, say
 from cj_pipeline.core.errors import InputError
+
+if TYPE_CHECKING:
+    from cj_pipeline.core.simulation import BudgetRow
 
 _MEASURES = {
     "rmse": "RMSE (logits)",
@@ -71,7 +75,7 @@ def simulate(
     scale = get_grade_scale(grade_scale)
     overrides = parse_overrides(dict(name_and_value(text) for text in override or []), where="options")
     tunables = effective_tunables(load_settings(), overrides)
-    with _progress(replications) as advance:
+    with exam_progress(replications) as advance:
         played = simulate_exams(
             exam, tunables, scale, budget=budget, replications=replications, seed=seed, progress=advance
         )
@@ -108,7 +112,7 @@ def simulate(
     if as_json:
         print_json(told)
         return
-    _print(rows, usd_per_judgment)
+    budget_rows_text(rows, usd_per_judgment)
     for note in notes:
         say(note)
     say(
@@ -116,10 +120,7 @@ def simulate(
         f"to {high:.0f}), because " + ", ".join(f"{reason} ({count})" for reason, count in _reasons(played).items())
     )
     if at_stop.measures:
-        said = ", ".join(
-            f"{_MEASURES[name]} {mean:.2f} ± {margin:.2f}" for name, (mean, margin) in at_stop.measures.items()
-        )
-        say(f"at that point: {said}")
+        say(f"at that point: {measures_text(at_stop)}")
     if picture is not None:
         say(f"picture: {picture}")
 
@@ -146,7 +147,8 @@ def learn_from(batch_id: str) -> dict[str, float]:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
+def exam_progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal; what it yields is told how many exams are played."""
     with Progress(
         TextColumn("simulated exams"),
         BarColumn(),
@@ -178,7 +180,13 @@ def _usd(judgments: float, each: float | None) -> float | None:
     return None if each is None else judgments * each
 
 
-def _print(rows: Any, usd_per_judgment: float | None) -> None:
+def measures_text(row: "BudgetRow") -> str:
+    """All measures of a row with their margins."""
+    return ", ".join(f"{_MEASURES[name]} {_with_margin(*found, 2)}" for name, found in row.measures.items())
+
+
+def budget_rows_text(rows: "Sequence[BudgetRow]", usd_per_judgment: float | None) -> None:
+    """Print a line per number of judgments, with its cost if the price of one is known."""
     from cj_pipeline.cli.render import console, plain_table
 
     names = [name for name in _MEASURES if any(name in row.measures for row in rows)]
@@ -188,7 +196,12 @@ def _print(rows: Any, usd_per_judgment: float | None) -> None:
         if usd_per_judgment is not None:
             line["USD"] = f"{row.judgments * usd_per_judgment:.2f}"
         for name in names:
-            mean, margin = row.measures.get(name, (None, None))
-            line[_MEASURES[name]] = "" if mean is None else f"{mean:.3f} ± {margin:.3f}"
+            found = row.measures.get(name)
+            line[_MEASURES[name]] = "" if found is None else _with_margin(*found, 3)
         shown.append(line)
     console.print(plain_table(shown))
+
+
+def _with_margin(mean: float, margin: float, digits: int) -> str:
+    # one exam alone has no margin
+    return f"{mean:.{digits}f}" + (f" ± {margin:.{digits}f}" if math.isfinite(margin) else "")

@@ -19,7 +19,7 @@ from cj_pipeline.defs.inbox import ingest_claimed
 from cj_pipeline.defs.resources import CJResource
 
 _INPUTS: Final = AssetSelection.groups("inputs")
-_RESULTS: Final = AssetSelection.groups("scoring", "results", "publishing")
+_RESULTS: Final = AssetSelection.groups("scoring", "results", "publishing", "eng5")
 
 assess_batch_job = define_asset_job(
     "assess_batch_job",

@@ -573,7 +573,8 @@ class ProviderJudge(ABC, Generic[Client]):
         return self._pacer.admit_at_once(self._expected_tokens(prompt))
 
     def _expected_tokens(self, prompt: ComparisonPrompt) -> int:
-        return prompt_size(prompt) // _TYPICAL_BYTES_PER_TOKEN + EXPECTED_OUTPUT_TOKENS
+        usage = expected_usage(prompt)
+        return usage.input + usage.output
 
     async def judge(self, request: JudgeRequest) -> JudgeAnswer:
         """Ask once. Nothing is retried here: every call that may cost is an attempt that the ledger knows of.
@@ -758,6 +759,11 @@ def _is_unicode(value: str) -> bool:
 def prompt_size(prompt: ComparisonPrompt) -> int:
     """Its length in bytes of UTF-8."""
     return _bytes(prompt.system, prompt.stable, prompt.essays)
+
+
+def expected_usage(prompt: ComparisonPrompt) -> Usage:
+    """About how many tokens a call takes, none of them from a cache and none of them of long reasoning."""
+    return Usage(input=prompt_size(prompt) // _TYPICAL_BYTES_PER_TOKEN, output=EXPECTED_OUTPUT_TOKENS)
 
 
 def _bytes(*texts: str) -> int:

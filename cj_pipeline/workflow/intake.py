@@ -89,12 +89,16 @@ class AssignmentRequest:
 
 @dataclass(frozen=True)
 class EssaySubmission:
-    """A student's essay as the batch's files have it. `text` is in normal form, `quality` in grade steps."""
+    """A student's essay as the batch's files have it. `text` is in normal form, `quality` in grade steps.
+
+    `known_grade` is the expert grade of an anchor that is judged as a student. Reports read it, nothing else does.
+    """
 
     essay_id: str
     text: str = field(repr=False)
     quality: float | None
     source_name: str
+    known_grade: str | None = None
 
 
 @dataclass(frozen=True)

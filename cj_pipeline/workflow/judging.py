@@ -56,13 +56,15 @@ def judge_instructions(assignment: AssignmentRecord | None, tunables: BatchTunab
     """What every comparison of a batch shares: the assignment's words, with the batch's own laid over them."""
     if assignment is None:
         return JudgeInstructions(
-            system_prompt=tunables.system_prompt or DEFAULT_SYSTEM_PROMPT, rubric=tunables.judge_rubric or ""
+            system_prompt=tunables.system_prompt or DEFAULT_SYSTEM_PROMPT,
+            student_prompt=tunables.student_prompt or "",
+            rubric=tunables.judge_rubric or "",
         )
     return JudgeInstructions(
         system_prompt=tunables.system_prompt or assignment.system_prompt or DEFAULT_SYSTEM_PROMPT,
         language=assignment.language,
         instructions=assignment.instructions,
-        student_prompt=assignment.student_prompt,
+        student_prompt=tunables.student_prompt or assignment.student_prompt,
         rubric=tunables.judge_rubric or assignment.judge_rubric,
     )
 

@@ -276,6 +276,7 @@ def _student_essays(request: BatchRequest) -> list[NewEssay]:
             essay_id=essay.essay_id,
             role=EssayRole.STUDENT,
             text_sha256=text_sha256(essay.text),
+            known_grade=essay.known_grade,
             quality=essay.quality,
             injection_signs=injection_signs(essay.text),
             text=essay.text,

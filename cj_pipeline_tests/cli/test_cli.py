@@ -83,7 +83,7 @@ def test_every_command_explains_itself(run):
         "positions",
         "demo",
     ]
-    for command in [*commands, "ui", "assignments", "ledger"]:
+    for command in [*commands, "ui", "assignments", "ledger", "eng5"]:
         assert command in out
     for command in commands:
         code, out, _ = run(command, "--help")

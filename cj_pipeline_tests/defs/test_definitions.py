@@ -34,6 +34,7 @@ GROUPS = {
     "batch_state": "scoring",
     "grade_projections": "results",
     "comparison_graph": "publishing",
+    "alignment_report": "eng5",
 }
 TABLES = {
     "essays": frames.ESSAYS,
@@ -56,6 +57,10 @@ CHECKS = {
     "graph_is_connected": "bt_scores",
     "probabilities_sum_to_one": "grade_projections",
     "batch_succeeded": "comparison_graph",
+    "inversions_target": "alignment_report",
+    "zero_win_target": "alignment_report",
+    "tau_b_target": "alignment_report",
+    "top_regressions_target": "alignment_report",
 }
 LOAD_UNDER_WATCH = """
 import sys
@@ -133,14 +138,18 @@ def test_every_tabular_asset_shows_the_columns_it_has() -> None:
         }, name
 
 
-def test_every_check_belongs_to_its_asset_and_partition_and_only_the_last_one_blocks() -> None:
+def test_every_check_belongs_to_its_asset_and_partition_and_only_the_last_ones_block() -> None:
     graph = defs.resolve_asset_graph()
     specs = {key.name: graph.get_check_spec(key) for key in graph.asset_check_keys}
     assert {name: spec.asset_key.to_user_string() for name, spec in specs.items()} == CHECKS
-    assert {name for name, spec in specs.items() if spec.blocking} == {"batch_succeeded"}
+    last = {name for name, asset in CHECKS.items() if asset == "alignment_report"}
+    assert {name for name, spec in specs.items() if spec.blocking} == {"batch_succeeded", *last}
     for name, spec in specs.items():
         assert spec.partitions_def == CJ_BATCH, name
         assert spec.description, name
+
+
+_SHARED_STEP = {name: "alignment_targets" for name in CHECKS if name.endswith("_target")}
 
 
 def _selected(job: str) -> tuple[set[str], set[str]]:
@@ -148,17 +157,17 @@ def _selected(job: str) -> tuple[set[str], set[str]]:
     layer = resolved.asset_layer
     steps = {node.name for node in resolved.nodes}
     checks = {key.name for key in layer.asset_graph.asset_check_keys}
-    # a check is selected if it is a step of the job, named after its asset and itself
-    selected = {name for name in checks if f"{CHECKS[name]}_{name}" in steps}
+    # a check is selected if it is a step of the job, named after its asset and itself; the targets share one
+    selected = {name for name in checks if {f"{CHECKS[name]}_{name}", _SHARED_STEP.get(name)} & steps}
     return {key.to_user_string() for key in layer.selected_asset_keys}, selected
 
 
 @pytest.mark.parametrize(
     ("job", "groups"),
     [
-        ("assess_batch_job", {"inputs", "judging", "scoring", "results", "publishing"}),
-        ("continue_batch_job", {"judging", "scoring", "results", "publishing"}),
-        ("rescore_batch_job", {"scoring", "results", "publishing"}),
+        ("assess_batch_job", {"inputs", "judging", "scoring", "results", "publishing", "eng5"}),
+        ("continue_batch_job", {"judging", "scoring", "results", "publishing", "eng5"}),
+        ("rescore_batch_job", {"scoring", "results", "publishing", "eng5"}),
     ],
 )
 def test_a_job_has_its_groups_and_the_checks_of_its_assets(job: str, groups: set[str]) -> None:

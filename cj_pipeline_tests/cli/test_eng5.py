@@ -1,0 +1,183 @@
+"""`cj eng5` as its users call it: a project folder of its own, a real ledger, a real Dagster instance."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import structlog
+
+from cj_pipeline.core.models import BatchKind, BatchStatus
+from cj_pipeline_tests.cli.test_cli import PROJECT, cj, open_ledger
+from cj_pipeline_tests.eng5.folders import anchor_name, assets_in
+
+INPUTS = Path("assets_data") / "inputs"
+GRADES = ("F+", "E-", "D-", "C-", "B", "A")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A project folder with the shipped prompt variants and a small assets folder where the default one is."""
+    shutil.copy(PROJECT / "dagster.yaml", tmp_path)
+    shutil.copytree(PROJECT / INPUTS / "prompts", tmp_path / INPUTS / "prompts")
+    shutil.copy(PROJECT / INPUTS / "prices.yaml", tmp_path / INPUTS)
+    assets = assets_in(tmp_path / INPUTS / "eng5_np" / "ROLE_MODELS_ENG5_NP_2016", GRADES)
+    (assets / "student_essays" / "quality.csv").write_text("essay_id,quality\ns1,2\ns2,5\n")
+    for name in list(os.environ):
+        if name.startswith("CJ_") and not name.startswith("CJ_TESTS"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("CJ_LOG_FORMAT", "json")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def run(home, capsys):
+    return lambda *arguments: cj("eng5", *arguments, capsys=capsys)
+
+
+def logged(err: str, event: str) -> dict:
+    lines = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
+    found = [line for line in lines if line["event"] == event]
+    assert len(found) == 1, err
+    return found[0]
+
+
+def reports(home: Path, batch_id: str) -> dict[str, bytes]:
+    folder = home / "assets_data" / "outputs" / "eng5" / batch_id
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_plan_is_told_with_its_budget_accuracy_and_cost_and_stores_nothing(run, home):
+    judge = ("--llm-provider", "anthropic", "--llm-model", "claude-haiku-4-5")
+    code, out, err = run("plan", "--max-comparisons", 20, "--replications", 2, *judge)
+    assert code == 0, err
+    for words in ("6 anchors, 2 students: 28 pairs", "budget 20", "at most 60 calls", "τ-b", "US dollars", "a6", "s2"):
+        assert words in out
+    line = logged(err, "runner_validation_state")
+    assert line["runner_mode"] == "plan" and line["manifest_length"] == 2 + 1 + 6 + 2
+    assert re.fullmatch(r"eng5-plan-\d{8}-\d{6}", line["batch_id"])
+    code, out, err = run("plan", "--replications", 0, "--json", "--batch-id", "mine")
+    told = json.loads(out)
+    assert (code, told["batch_id"], told["simulated"], told["expected_accuracy"]) == (0, "mine", True, None)
+    assert told["checksum"] == logged(err, "runner_validation_state")["checksum"] == line["checksum"]
+    assert told["correlation_id"] == logged(err, "runner_validation_state")["correlation_id"]
+    assert not (home / "assets_data" / "outputs").exists()
+
+
+def test_anchors_are_judged_and_reported_and_the_report_is_rebuilt_from_the_ledger(run, home, monkeypatch):
+    code, out, err = run(
+        "anchor-align-test", "--batch-id", "a1", "--system-prompt", 3, "--rubric", "language_control",
+        "--judge", "cj-generic", "--max-comparisons", 5,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "6 anchors as students, budget 5" in out and "τ-b" in out and "SIMULATED" in out
+    assert "MISSED" in out, "told, and no failure where targets are not enforced"
+    batch = open_ledger(home).batch("a1")
+    assert batch.kind is BatchKind.ANCHOR_ALIGN and batch.assignment_id is None
+    done = logged(err, "runner_execution_complete")
+    assert done["correlation_id"] == logged(err, "runner_validation_state")["correlation_id"] == batch.correlation_id
+    assert done["runner_mode"] == "anchor-align-test" and done["judged"] == open_ledger(home).state("a1").judged
+    first = reports(home, "a1")
+    assert set(first) == {"alignment_report.md", "alignment_report.html", "alignment_report.png"}
+    markdown = first["alignment_report.md"].decode()
+    assert "003\\_language\\_control" in markdown or "003_language_control" in markdown
+    assert (PROJECT / INPUTS / "prompts" / "rubric" / "003_language_control.txt").read_text().strip() in markdown
+
+    calls = open_ledger(home).attempt_counts("a1")
+    shutil.rmtree(home / "assets_data" / "outputs" / "eng5")
+    shutil.rmtree(home / INPUTS)
+    # five judgments cannot give six anchors a win each, so a target is missed for certain
+    code, _, err = run("report", "a1", "--enforce-targets")
+    assert code == 1 and "anchors without a win" in err and "at most 0 wanted" in err
+    assert reports(home, "a1") == first
+    assert open_ledger(home).attempt_counts("a1") == calls
+    monkeypatch.setenv("CJ_ENFORCE_TARGETS", "true")
+    assert run("report", "a1")[0] == 1
+
+
+@pytest.mark.slow
+def test_where_targets_are_enforced_the_run_fails_by_the_missed_ones_with_the_report_written(run, home, monkeypatch):
+    monkeypatch.setenv("CJ_ENFORCE_TARGETS", "true")
+    code, out, err = run("anchor-align-test", "--batch-id", "a1", "--judge", "cj-generic", "--max-comparisons", 5)
+    assert code == 1
+    assert "MISSED" in out and "batch a1 missed" in err and "anchors without a win" in err
+    assert "alignment_report.html" in reports(home, "a1")
+    assert open_ledger(home).batch("a1").status.has_grades
+
+
+def test_without_waiting_it_submits_and_says_that_no_daemon_takes_it_up(run, home):
+    code, out, err = run("anchor-align-test", "--batch-id", "later", "--no-await")
+    assert code == 0, err
+    assert "no daemon is alive" in out and "cj run later" in out and "cj eng5 report later" in out
+    assert open_ledger(home).batch("later").status is BatchStatus.SUBMITTED
+    code, _, err = run("report", "later")
+    assert code == 2 and "cj run later" in err
+
+
+def test_a_living_daemon_is_told_of(run, home):
+    import time
+
+    from dagster import DagsterInstance
+    from dagster._daemon.types import DaemonHeartbeat
+
+    with DagsterInstance.get() as instance:
+        instance.add_daemon_heartbeat(DaemonHeartbeat(time.time(), "SENSOR", "one", []))
+    assert "a daemon is alive" in run("anchor-align-test", "--batch-id", "later", "--no-await")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("anchor-align-test", "--batch-id", ""), ("--batch-id is empty", "shell variable")),
+        (("plan", "--batch-id", " "), ("--batch-id is empty",)),
+        (("plan", "--assets", "nowhere"), ("nowhere", "CJ_ENG5_ASSETS_DIR")),
+        (("anchor-align-test", "--rubric", "77"), ("77", "003_language_control")),
+        (("anchor-align-test", "--system-prompt", "./mine.txt"), ("mine.txt", "no such file")),
+        (("anchor-align-test", "--reasoning-effort", "lots"), ("reasoning_effort", "'low'")),
+        (("anchor-align-test", "--judge", "x", "--max-comparisons", "5000"), ("cj-generic", "CJ_MAX_PAIRWISE")),
+        (("anchor-align-test", "--llm-model", "gpt-5.1"), ("--llm-provider and --llm-model",)),
+        (("report", "nowhere"), ("nowhere", "cj status")),
+    ],
+)
+def test_bad_input_is_refused_with_what_where_and_the_remedy_before_anything_is_stored(run, home, arguments, named):
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert all(words in err for words in named), err
+    assert "Traceback" not in err
+    assert not (home / "assets_data" / "outputs" / "ledger.sqlite").exists() or open_ledger(home).batches() == []
+
+
+def test_every_problem_of_the_assets_is_listed_at_once(run, home):
+    assets = home / INPUTS / "eng5_np" / "ROLE_MODELS_ENG5_NP_2016"
+    (assets / "anchor_essays" / anchor_name(1, "F+")).unlink()
+    (assets / "llm_prompt_cj_assessment_eng5.md").unlink()
+    for mode in ("plan", "anchor-align-test"):
+        code, _, err = run(mode)
+        assert code == 2
+        assert anchor_name(1, "F+") in err and "llm_prompt_cj_assessment_eng5.md" in err
+
+
+@pytest.mark.slow
+def test_when_the_time_is_over_it_stops_sending_keeps_what_it_has_and_leaves_the_batch_open(run, home, monkeypatch):
+    monkeypatch.setenv("CJ_SIMULATED_LATENCY", "true")
+    code, _, err = run("anchor-align-test", "--batch-id", "t1", "--completion-timeout", 1)
+    assert code == 1
+    assert "--completion-timeout" in err
+    assert logged(err, "collector_timeout")["batch_id"] == "t1"
+    ledger = open_ledger(home)
+    batch = ledger.batch("t1")
+    assert batch.status is BatchStatus.JUDGING
+    assert batch.hold_reason is None and not batch.lease_live
+    assert ledger.attempt_counts("t1").get("lost", 0) == 0
+    assert ("alignment_report.md" in reports(home, "t1")) == (ledger.state("t1").judged > 0)
+    monkeypatch.delenv("CJ_SIMULATED_LATENCY")
+    monkeypatch.setenv("CJ_LOG_FORMAT", "console")
+    code, out, err = run("anchor-align-test", "--batch-id", "t1")
+    assert code == 0, err
+    assert "was submitted before" in out
+    assert open_ledger(home).batch("t1").status.has_grades
