@@ -10,6 +10,7 @@ import typer
 
 from cj_pipeline.cli.arguments import judge_name
 from cj_pipeline.cli.context import console, dagster_instance, open_ledger, print_json, say
+from cj_pipeline.cli.eng5_verify import verify
 
 if TYPE_CHECKING:
     from cj_pipeline.eng5.alignment_report import AlignmentReport
@@ -55,13 +56,13 @@ def plan(
 ) -> None:
     """Check the material, and say what judging its students would bring and cost. Nothing is stored, judged or paid."""
     from cj_pipeline.cli.simulate import exam_progress
-    from cj_pipeline.eng5.batches import DEFAULT_JUDGE, Mode, eng5_batch_id, eng5_scale, log_validation_state
+    from cj_pipeline.eng5.batches import DEFAULT_JUDGE, LookMode, eng5_batch_id, eng5_scale, log_validation_state
     from cj_pipeline.eng5.plan import make_plan, plan_json
     from cj_pipeline.logs import configure_logging
     from cj_pipeline.settings import load_settings
 
     now = datetime.now(UTC)
-    batch = eng5_batch_id(batch_id, Mode.PLAN, now)
+    batch = eng5_batch_id(batch_id, LookMode.PLAN, now)
     # no ledger is opened: opening one would make it
     settings = load_settings()
     configure_logging(settings.log_format)
@@ -82,11 +83,47 @@ def plan(
             today=now.date(),
             progress=advance,
         )
-    log_validation_state(inventory, Mode.PLAN, batch_id=batch, correlation_id=correlation_id)
+    log_validation_state(inventory, LookMode.PLAN, batch_id=batch, correlation_id=correlation_id)
     if as_json:
-        print_json({"batch_id": batch, "correlation_id": correlation_id, "mode": Mode.PLAN.value} | plan_json(made))
+        print_json({"batch_id": batch, "correlation_id": correlation_id, "mode": LookMode.PLAN.value} | plan_json(made))
     else:
         _plan_text(made)
+
+
+@eng5_app.command("dry-run")
+def dry_run(
+    batch_id: BatchId = None,
+    assets: Assets = None,
+    max_comparisons: MaxComparisons = None,
+    seed: Annotated[int | None, typer.Option(help="Of the stubbed answers. [default: the pairing's]", min=0)] = None,
+) -> None:
+    """Write the complete run artefact with stubbed judgments. No judge is called, and the ledger stays as it is."""
+    from cj_pipeline.eng5.artefact import RunMode
+    from cj_pipeline.eng5.artefact_building import write_run
+    from cj_pipeline.eng5.batches import eng5_batch_id, eng5_scale, log_validation_state
+    from cj_pipeline.eng5.dry_run import dry_run as stubbed
+    from cj_pipeline.logs import configure_logging
+    from cj_pipeline.settings import BatchOverrides, load_settings
+
+    batch = eng5_batch_id(batch_id, RunMode.DRY_RUN, datetime.now(UTC))
+    settings = load_settings()
+    configure_logging(settings.log_format)
+    inventory = _read(settings, assets)
+    run = stubbed(
+        inventory,
+        eng5_scale(),
+        settings,
+        batch_id=batch,
+        overrides=BatchOverrides(max_comparisons=max_comparisons),
+        seed=seed,
+    )
+    path = write_run(run, settings.outputs_dir)
+    log_validation_state(
+        inventory, RunMode.DRY_RUN, batch_id=batch, correlation_id=run.results.batch.correlation_id or ""
+    )
+    say(f"batch {batch}: STUBBED judgments, no judge was called; the numbers say nothing about any pupil")
+    say(f"written: {path}")
+    say(f"check it: cj eng5 verify {path}")
 
 
 @eng5_app.command("anchor-align-test")
@@ -122,12 +159,14 @@ def anchor_align_test(
     from cj_pipeline.cli.run import CompletionTimeoutError, JobFailedError, await_batch
     from cj_pipeline.defs.partitions import add_partitions
     from cj_pipeline.eng5.anchor_align import align_request
-    from cj_pipeline.eng5.batches import DEFAULT_JUDGE, Mode, eng5_batch_id, eng5_scale, log_validation_state
+    from cj_pipeline.eng5.artefact import RunMode
+    from cj_pipeline.eng5.artefact_building import recorded_run, write_run
+    from cj_pipeline.eng5.batches import DEFAULT_JUDGE, eng5_batch_id, eng5_scale, log_validation_state
     from cj_pipeline.eng5.prompt_variants import select_variant
     from cj_pipeline.logs import get_logger
     from cj_pipeline.workflow.registration import submit_batch
 
-    mode = Mode.ANCHOR_ALIGN_TEST
+    mode = RunMode.ANCHOR_ALIGN_TEST
     batch = eng5_batch_id(batch_id, mode, datetime.now(UTC))
     with open_ledger() as (settings, ledger), dagster_instance() as instance:
         inventory = _read(settings, assets)
@@ -173,7 +212,7 @@ def anchor_align_test(
         timed_out = error
     except JobFailedError as error:
         failed = error
-    with open_ledger() as (_settings, ledger):
+    with open_ledger() as (settings, ledger):
         # where targets are enforced, the run of a finished batch fails by a missed one: the report says by which
         if failed is not None and not ledger.batch(batch).status.has_grades:
             raise failed
@@ -181,6 +220,8 @@ def anchor_align_test(
         log = get_logger(batch_id=batch, correlation_id=correlation_id, runner_mode=mode.value)
         event = "runner_execution_complete" if timed_out is None else "collector_timeout"
         log.info(event, judged=counts.judged, failed=counts.failed, total_budget=counts.total_budget)
+        run = recorded_run(ledger, batch, inventory, mode, timed_out=timed_out is not None)
+        say(f"written: {write_run(run, settings.outputs_dir)}")
     if timed_out is not None and not counts.judged:
         raise timed_out
     _report(batch, enforce_targets=enforce_targets and timed_out is None, partial=timed_out is not None)
@@ -188,6 +229,9 @@ def anchor_align_test(
         raise timed_out
     if failed is not None:
         raise failed
+
+
+eng5_app.command()(verify)
 
 
 @eng5_app.command()

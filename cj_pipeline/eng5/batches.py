@@ -11,6 +11,7 @@ from typing import Final
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.grade_scale import GradeScale, get_grade_scale
 from cj_pipeline.core.models import check_batch_id
+from cj_pipeline.eng5.artefact import RunMode
 from cj_pipeline.eng5.inventory import Inventory
 from cj_pipeline.logs import get_logger
 
@@ -19,11 +20,13 @@ DEFAULT_JUDGE: Final = "eng5-anchor"
 """Simulated: a real judge costs money and is named by whoever pays."""
 
 
-class Mode(StrEnum):
-    """What the programme can be asked to do."""
+class LookMode(StrEnum):
+    """The mode that only looks: it judges nothing and writes no artefact. All others are a `RunMode`."""
 
     PLAN = "plan"
-    ANCHOR_ALIGN_TEST = "anchor-align-test"
+
+
+Mode = LookMode | RunMode
 
 
 def eng5_scale() -> GradeScale:

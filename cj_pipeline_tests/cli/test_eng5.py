@@ -49,7 +49,7 @@ def logged(err: str, event: str) -> dict:
 
 def reports(home: Path, batch_id: str) -> dict[str, bytes]:
     folder = home / "assets_data" / "outputs" / "eng5" / batch_id
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name.startswith("alignment_report")}
 
 
 def test_a_plan_is_told_with_its_budget_accuracy_and_cost_and_stores_nothing(run, home):
@@ -181,3 +181,18 @@ def test_when_the_time_is_over_it_stops_sending_keeps_what_it_has_and_leaves_the
     assert code == 0, err
     assert "was submitted before" in out
     assert open_ledger(home).batch("t1").status.has_grades
+
+
+def test_a_dry_run_writes_a_whole_artefact_that_verifies_and_leaves_no_ledger(run, home):
+    code, out, err = run("dry-run", "--batch-id", "rehearsal", "--max-comparisons", 30)
+    assert code == 0, err
+    assert "STUBBED" in out
+    path = home / "assets_data" / "outputs" / "eng5" / "rehearsal" / "assessment_run.dry-run.json"
+    artefact = json.loads(path.read_text())
+    assert artefact["metadata"]["mode"] == "dry-run"
+    assert len(artefact["results"]["comparisons"]) == 30
+    assert logged(err, "runner_validation_state")["runner_mode"] == "dry-run"
+    assert not (home / "assets_data" / "outputs" / "ledger.sqlite").exists()
+    code, out, err = run("verify", path)
+    assert code == 0, err
+    assert "agree" in out

@@ -6,25 +6,26 @@ from datetime import UTC, datetime
 import pytest
 
 from cj_pipeline.core.errors import InputError
-from cj_pipeline.eng5.batches import Mode, eng5_batch_id, manifest_checksum
+from cj_pipeline.eng5.artefact import RunMode
+from cj_pipeline.eng5.batches import LookMode, eng5_batch_id, manifest_checksum
 
 NOW = datetime(2026, 11, 21, 3, 0, 7, tzinfo=UTC)
 
 
 def test_a_batch_is_named_after_its_mode_and_the_utc_time_unless_an_id_is_stated():
-    assert eng5_batch_id(None, Mode.ANCHOR_ALIGN_TEST, NOW) == "eng5-anchor-align-test-20261121-030007"
-    assert eng5_batch_id("mine", Mode.PLAN, NOW) == "mine"
+    assert eng5_batch_id(None, RunMode.ANCHOR_ALIGN_TEST, NOW) == "eng5-anchor-align-test-20261121-030007"
+    assert eng5_batch_id("mine", LookMode.PLAN, NOW) == "mine"
 
 
 @pytest.mark.parametrize("stated", ["", "   "])
 def test_an_empty_batch_id_is_an_error_that_suspects_the_shell(stated):
     with pytest.raises(InputError, match=r"--batch-id is empty.*shell variable"):
-        eng5_batch_id(stated, Mode.PLAN, NOW)
+        eng5_batch_id(stated, LookMode.PLAN, NOW)
 
 
 def test_an_id_that_may_not_name_a_batch_is_refused():
     with pytest.raises(InputError, match="not usable"):
-        eng5_batch_id("../up", Mode.PLAN, NOW)
+        eng5_batch_id("../up", LookMode.PLAN, NOW)
 
 
 def test_a_manifests_checksum_is_what_sha256sum_makes_of_the_files_checksums(tmp_path):
