@@ -52,6 +52,7 @@ def submit_anchors(stage: Stage) -> None:
         submit_batch(ledger, load_settings(data_dir=stage.data_dir), request)
 
 
+@pytest.mark.slow
 def test_a_missed_target_is_a_warning_and_where_targets_are_enforced_the_runs_failure(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -358,6 +358,7 @@ def drill_bundles(
     check_same_as_undisturbed(ledger, start, server, folder, **batch)
 
 
+@pytest.mark.slow
 @on_sqlite
 def test_a_bundle_killed_at_three_random_moments_is_finished_and_no_recorded_judgment_is_bought_again(
     ledger, start_worker, server, tmp_path
