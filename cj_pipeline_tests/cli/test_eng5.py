@@ -88,6 +88,10 @@ def test_anchors_are_judged_and_reported_and_the_report_is_rebuilt_from_the_ledg
     assert "003\\_language\\_control" in markdown or "003_language_control" in markdown
     assert (PROJECT / INPUTS / "prompts" / "rubric" / "003_language_control.txt").read_text().strip() in markdown
 
+    artefact = home / "assets_data" / "outputs" / "eng5" / "a1" / "assessment_run.anchor-align-test.json"
+    assert len(json.loads(artefact.read_text())["results"]["comparisons"]) == done["judged"]
+    assert run("verify", artefact, "--ledger")[0] == 0
+
     calls = open_ledger(home).attempt_counts("a1")
     shutil.rmtree(home / "assets_data" / "outputs" / "eng5")
     shutil.rmtree(home / INPUTS)
