@@ -17,6 +17,17 @@ from cj_pipeline.ledger.records import AssignmentRecord, AttemptRecord, BatchRec
 from cj_pipeline.settings import BatchTunables, CJSettings
 
 
+def judge_options(tunables: BatchTunables) -> JudgeOptions:
+    """What a batch asks of its judge."""
+    return JudgeOptions(
+        max_tokens=tunables.llm_max_tokens,
+        temperature=tunables.llm_temperature,
+        reasoning_effort=tunables.reasoning_effort,
+        output_verbosity=tunables.output_verbosity,
+        thinking_budget_tokens=tunables.thinking_budget_tokens,
+    )
+
+
 def judge_setup(settings: CJSettings, tunables: BatchTunables) -> JudgeSetup:
     """What a batch's judge is opened with.
 
@@ -26,13 +37,7 @@ def judge_setup(settings: CJSettings, tunables: BatchTunables) -> JudgeSetup:
     return JudgeSetup(
         seed=tunables.pair_generation_seed,
         latency=settings.simulated_latency,
-        options=JudgeOptions(
-            max_tokens=tunables.llm_max_tokens,
-            temperature=tunables.llm_temperature,
-            reasoning_effort=tunables.reasoning_effort,
-            output_verbosity=tunables.output_verbosity,
-            thinking_budget_tokens=tunables.thinking_budget_tokens,
-        ),
+        options=judge_options(tunables),
         prices=load_prices(settings.prices_path),
         timeout_seconds=tunables.judgment_timeout_seconds,
         requests_per_minute=tunables.judge_requests_per_minute,
