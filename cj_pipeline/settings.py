@@ -5,7 +5,9 @@ travel with a batch are `BatchOverrides`; `effective_settings` lays them over th
 """
 
 import os
+import re
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -14,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cj_pipeline.core.errors import InputError
-from cj_pipeline.core.models import BatchApiMode, BatchingMode, PairDesign, StopRule
+from cj_pipeline.core.models import BATCH_ID_PATTERN, BatchApiMode, BatchingMode, PairDesign, StopRule
 
 _DEFAULT_DATA_DIR = Path("assets_data")
 
@@ -305,6 +307,52 @@ class CJSettings(BaseSettings, BatchTunables):
         description="whether a missed alignment target (judge against experts) fails the batch's run and makes "
         "`cj eng5` exit non-zero, instead of only being told; --enforce-targets does the latter for one command.",
     )
+    nightly_calibration: Literal["on", "off"] = Field(
+        "off",
+        description="whether the schedules eng5_nightly_calibration (03:00 UTC) and eng5_calibration_watch (09:00 UTC) "
+        "run where nobody has switched them in the UI. Read when the definitions are loaded.",
+    )
+    calibration_assignment: str = Field(
+        "eng5-np-2016", min_length=1, description="assignment whose anchors are judged every night."
+    )
+    calibration_judge: str = Field(
+        "eng5-anchor", min_length=1, description="judge of the nights: PROVIDER/MODEL, or a simulated one."
+    )
+    calibration_reasoning_effort: Literal["none", "low", "medium", "high"] | None = Field(
+        None, description="how much the judge of the nights reasons; unset: REASONING_EFFORT."
+    )
+    calibration_output_verbosity: Literal["low", "medium", "high"] | None = Field(
+        None, description="how much the judge of the nights writes; unset: OUTPUT_VERBOSITY."
+    )
+    calibration_max_comparisons: int = Field(
+        150,
+        ge=1,
+        description="comparisons. Budget of a night, all of which it uses: with 12 anchors 150 know each to some 0.6 "
+        "logits.",
+    )
+    calibration_max_cost_usd: float | None = Field(
+        2.0,
+        gt=0,
+        description="US dollars one night may cost. A judge without a known price cannot be limited, and so not run.",
+    )
+    calibration_month_usd: float = Field(
+        40.0,
+        ge=0,
+        description="US dollars all calibration batches of a calendar month (UTC) may cost, tonight's included. "
+        "A night that could exceed it is skipped, with the figures.",
+    )
+    calibration_sigmas: float = Field(
+        3.0,
+        gt=0,
+        le=8,
+        description="standard deviations beyond which a night's figure is out of control; all anchors together raise "
+        "as few false alarms as one figure.",
+    )
+    calibration_from: date | None = Field(
+        None,
+        description="YYYY-MM-DD, the first night that the history looks at; set it once a change of the judge has been "
+        "looked into and accepted. Unset: all.",
+    )
     data_dir: Path = Field(_DEFAULT_DATA_DIR, description="folder with inputs/ and outputs/; relative to the project.")
     eng5_assets_dir: Path | None = Field(
         None,
@@ -321,6 +369,13 @@ class CJSettings(BaseSettings, BatchTunables):
         None, description="folder or fsspec URL of the asset outputs (Parquet); unset: DATA_DIR/outputs/lake."
     )
     log_format: Literal["console", "json"] = Field("console", description="console for people, json for machines.")
+
+    @field_validator("calibration_assignment")
+    @classmethod
+    def _usable_as_a_folder(cls, value: str) -> str:
+        if not re.fullmatch(BATCH_ID_PATTERN, value):
+            raise ValueError("is not an assignment's id: 1 to 64 letters, digits, '_' or '-'")
+        return value
 
     @field_validator("batch_api_timezone")
     @classmethod
@@ -350,6 +405,11 @@ class CJSettings(BaseSettings, BatchTunables):
     def effective_eng5_assets_dir(self) -> Path:
         """The folder with the ENG5 material, the default filled in."""
         return self.eng5_assets_dir or self.data_dir / "inputs" / "eng5_np" / "ROLE_MODELS_ENG5_NP_2016"
+
+    @property
+    def calibration_dir(self) -> Path:
+        """Where the anchor bank and the calibration history of the configured assignment are written."""
+        return self.outputs_dir / "eng5" / "calibration" / self.calibration_assignment
 
     @property
     def prompt_variants_dir(self) -> Path:

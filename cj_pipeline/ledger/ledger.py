@@ -26,6 +26,7 @@ from cj_pipeline.ledger.engine import database_now, make_engine, prepare, read_t
 from cj_pipeline.ledger.errors import BatchBusyError, UnknownAssignmentError, UnknownBatchError
 from cj_pipeline.ledger.reading import (
     batch_record,
+    committed_usd,
     latest_assignment,
     open_jobs_of,
     read_anchors,
@@ -391,6 +392,11 @@ class Ledger:
                     return None
                 known += total or 0.0
         return known
+
+    def committed_usd(self, batch_id: str) -> float:
+        """US dollars the batch has cost at most: known costs, and upper bounds of calls whose cost is not known."""
+        with read_transaction(self.engine) as connection:
+            return committed_usd(connection, batch_id)
 
     def orphan_results(self, batch_id: str) -> list[dict[str, Any]]:
         """Results that changed nothing, oldest first: id of the comparison, reason, source, cost."""
