@@ -86,6 +86,8 @@ def night_request(settings: CJSettings, night: date, *, batch_id: str | None = N
         "stop_rule": StopRule.STABILITY,
         "min_comparisons_for_stability_check": settings.calibration_max_comparisons + 1,
         "min_resampling_net_size": 0,
+        # nobody looks at stability, so waves need only be as small as pairing asks for
+        "comparisons_per_stability_check_iteration": 30,
     }
     return BatchRequest(
         batch_id=batch_id or night_id(night),

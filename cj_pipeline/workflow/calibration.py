@@ -165,7 +165,9 @@ def calibration_batches(ledger: Ledger, assignment_id: str | None = None) -> lis
     return sorted(found, key=lambda batch: (night_of(batch), batch.created_at, batch.batch_id))
 
 
-def calibration_nights(ledger: Ledger, assignment_id: str, configuration: JudgeConfiguration) -> Nights:
+def calibration_nights(
+    ledger: Ledger, assignment_id: str, configuration: JudgeConfiguration, *, since: date | None = None
+) -> Nights:
     """Read the nights of an assignment, as its anchors are registered now.
 
     Nights of older revisions count too: an anchor is the same if its reference and its text are. Anchors that the
@@ -175,6 +177,7 @@ def calibration_nights(ledger: Ledger, assignment_id: str, configuration: JudgeC
         ledger: to read.
         assignment_id: whose anchors.
         configuration: of the judge; nights of others are left out.
+        since: the first night that counts (`CJ_CALIBRATION_FROM`); None: all do.
 
     Raises:
         UnknownAssignmentError: the assignment is not registered.
@@ -184,6 +187,8 @@ def calibration_nights(ledger: Ledger, assignment_id: str, configuration: JudgeC
     left_out: list[NightLeftOut] = []
     for batch in calibration_batches(ledger, assignment_id):
         try:
+            if since is not None and night_of(batch) < since:
+                raise InputError(f"it is before {since}, the first night that counts (CJ_CALIBRATION_FROM)")
             nights.append(_night(ledger, batch, anchors, configuration))
         except InputError as error:
             left_out.append(NightLeftOut(batch.batch_id, night_of(batch), str(error)))

@@ -134,6 +134,16 @@ def test_unfinished_and_failed_nights_are_left_out_with_the_reason(letters):
     assert why_left_out(letters, "failed", like="n1") == "it ended without a scale: FAILED (provider_rejected)"
 
 
+def test_nights_before_the_first_that_counts_are_left_out_with_the_reason(letters):
+    for day in (1, 2):
+        judged_night(letters, night_id(date(2026, 3, day)), seed=day)
+    configuration = configuration_of(letters, letters.batch(night_id(date(2026, 3, 1))))
+    found = calibration_nights(letters, "letters", configuration, since=date(2026, 3, 2))
+    assert [night.date for night in found.nights] == [date(2026, 3, 2)]
+    assert [one.date for one in found.left_out] == [date(2026, 3, 1)]
+    assert "before 2026-03-02, the first night that counts (CJ_CALIBRATION_FROM)" in found.left_out[0].reason
+
+
 def test_a_night_that_left_an_anchor_without_a_judgment_is_left_out_with_its_name(letters):
     judged_night(letters, "n1")
     judged_night(letters, "few", max_comparisons=2)
