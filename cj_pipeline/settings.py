@@ -469,6 +469,17 @@ def load_settings(**overrides: Any) -> CJSettings:
     return resolved
 
 
+def nightly_calibration_is_on() -> bool:
+    """Whether the nightly schedules are to be on by default; also off where a setting does not validate.
+
+    Whoever needs the other settings will say which: definitions must load all the same, or nothing could be shown.
+    """
+    try:
+        return load_settings().nightly_calibration == "on"
+    except InputError:
+        return False
+
+
 def parse_overrides(raw: Mapping[str, Any], *, where: str) -> BatchOverrides:
     """Validate a batch's overrides.
 

@@ -21,9 +21,12 @@ from cj_pipeline.defs.resources import CJResource
 _INPUTS: Final = AssetSelection.groups("inputs")
 _RESULTS: Final = AssetSelection.groups("scoring", "results", "publishing", "eng5")
 
+# what is not about one batch is rebuilt by a job of its own
+_OF_A_BATCH: Final = AssetSelection.all() - AssetSelection.groups("calibration")
+
 assess_batch_job = define_asset_job(
     "assess_batch_job",
-    selection=AssetSelection.all(),
+    selection=_OF_A_BATCH,
     executor_def=in_process_executor,
     description="The whole batch: inputs and their checks, waves to a stop, scores, grades, publication.",
 )

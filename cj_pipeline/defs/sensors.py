@@ -101,15 +101,15 @@ def continue_batch_sensor(context: SensorEvaluationContext, cj: CJResource) -> S
         for batch in ledger.open_batches():
             if batch.lease_live or batch.hold_reason is not None:
                 continue
-            launch = _claim_launch(context.instance, ledger, batch, settings)
+            launch = claim_launch(context.instance, ledger, batch, settings)
             if launch is not None:
-                requests.append(_launch(context.instance, batch, launch))
+                requests.append(launch_request(context.instance, batch, launch))
     if not requests:
         return SkipReason(f"{len(batches)} batches, none needs a launch now")
     return SensorResult(run_requests=requests)
 
 
-def _claim_launch(
+def claim_launch(
     instance: DagsterInstance, ledger: Ledger, batch: BatchRecord, settings: CJSettings, *, job_over: bool = False
 ) -> int | None:
     """A launch of the batch, unless a run of it is underway or about to be: two sensors may look at the same moment."""
@@ -126,7 +126,8 @@ def _highest_launch(instance: DagsterInstance, batch: BatchRecord) -> int:
     return max((int(run.tags[LAUNCH_TAG]) for run in runs if LAUNCH_TAG in run.tags), default=0)
 
 
-def _launch(instance: DagsterInstance, batch: BatchRecord, launch: int) -> RunRequest:
+def launch_request(instance: DagsterInstance, batch: BatchRecord, launch: int) -> RunRequest:
+    """The run of a claimed launch: the batch's job for its partition."""
     return RunRequest(
         run_key=f"{batch.batch_id}:{launch}",
         job_name=job_for(instance, batch.batch_id),
@@ -204,9 +205,9 @@ def provider_batch_sensor(context: SensorEvaluationContext, cj: CJResource) -> S
                 continue
             lines.append(f"{batch.batch_id}: {job.provider_job_id} is {phase.value}")
             if phase.is_over:
-                launch = _claim_launch(context.instance, ledger, batch, settings, job_over=True)
+                launch = claim_launch(context.instance, ledger, batch, settings, job_over=True)
                 if launch is not None:
-                    requests.append(_launch(context.instance, batch, launch))
+                    requests.append(launch_request(context.instance, batch, launch))
     cursor = json.dumps(still_out, sort_keys=True)
     if not requests:
         return SensorResult(skip_reason="; ".join(lines) or "no provider batch job needs a look", cursor=cursor)

@@ -20,6 +20,7 @@ from dagster import (
 
 from cj_pipeline.definitions import build_definitions, defs
 from cj_pipeline.defs.partitions import CJ_BATCH
+from cj_pipeline.eng5.calibration_files import BANK_TABLE, NIGHTS_TABLE
 from cj_pipeline.workflow import frames
 from cj_pipeline_tests.defs.stage import ROOT, Stage
 
@@ -35,7 +36,10 @@ GROUPS = {
     "grade_projections": "results",
     "comparison_graph": "publishing",
     "alignment_report": "eng5",
+    "anchor_bank": "calibration",
+    "anchor_calibration_history": "calibration",
 }
+UNPARTITIONED = {"anchor_bank", "anchor_calibration_history"}
 TABLES = {
     "essays": frames.ESSAYS,
     "anchors": frames.ESSAYS,
@@ -46,6 +50,8 @@ TABLES = {
     "bt_quality_flags": frames.QUALITY_FLAGS,
     "batch_state": frames.BATCHES,
     "grade_projections": frames.GRADE_PROJECTIONS,
+    "anchor_bank": BANK_TABLE,
+    "anchor_calibration_history": NIGHTS_TABLE,
 }
 CHECKS = {
     "essays_expectations": "essays",
@@ -61,6 +67,12 @@ CHECKS = {
     "zero_win_target": "alignment_report",
     "tau_b_target": "alignment_report",
     "top_regressions_target": "alignment_report",
+    "anchor_drift_in_control": "anchor_calibration_history",
+    "tau_b_in_control": "anchor_calibration_history",
+    "position_bias_in_control": "anchor_calibration_history",
+    "cost_in_control": "anchor_calibration_history",
+    "latency_in_control": "anchor_calibration_history",
+    "night_is_there": "anchor_calibration_history",
 }
 LOAD_UNDER_WATCH = """
 import sys
@@ -83,7 +95,7 @@ print("heavy", sorted(heavy))
 """
 
 
-def test_loading_the_definitions_touches_nothing_and_reads_no_environment(tmp_path: Path) -> None:
+def test_loading_the_definitions_touches_nothing_and_no_setting_can_keep_them_from_loading(tmp_path: Path) -> None:
     # any of these would be refused if it were read
     poison = {
         "CJ_LEASE_SECONDS": "never",
@@ -120,7 +132,7 @@ def test_every_asset_says_what_it_is_whose_it_is_and_what_made_it() -> None:
         assert spec.kinds, name
         assert spec.description and len(spec.description) > 20, name
         assert spec.code_version, name
-        assert spec.partitions_def == CJ_BATCH, name
+        assert spec.partitions_def == (None if name in UNPARTITIONED else CJ_BATCH), name
 
 
 def test_every_tabular_asset_shows_the_columns_it_has() -> None:
@@ -145,11 +157,13 @@ def test_every_check_belongs_to_its_asset_and_partition_and_only_the_last_ones_b
     last = {name for name, asset in CHECKS.items() if asset == "alignment_report"}
     assert {name for name, spec in specs.items() if spec.blocking} == {"batch_succeeded", *last}
     for name, spec in specs.items():
-        assert spec.partitions_def == CJ_BATCH, name
+        assert spec.partitions_def == (None if CHECKS[name] in UNPARTITIONED else CJ_BATCH), name
         assert spec.description, name
 
 
-_SHARED_STEP = {name: "alignment_targets" for name in CHECKS if name.endswith("_target")}
+_SHARED_STEP = {name: "alignment_targets" for name in CHECKS if name.endswith("_target")} | {
+    name: "calibration_control" for name in CHECKS if name.endswith("_in_control")
+}
 
 
 def _selected(job: str) -> tuple[set[str], set[str]]:
@@ -168,6 +182,7 @@ def _selected(job: str) -> tuple[set[str], set[str]]:
         ("assess_batch_job", {"inputs", "judging", "scoring", "results", "publishing", "eng5"}),
         ("continue_batch_job", {"judging", "scoring", "results", "publishing", "eng5"}),
         ("rescore_batch_job", {"scoring", "results", "publishing", "eng5"}),
+        ("calibration_history_job", {"calibration"}),
     ],
 )
 def test_a_job_has_its_groups_and_the_checks_of_its_assets(job: str, groups: set[str]) -> None:
@@ -178,7 +193,7 @@ def test_a_job_has_its_groups_and_the_checks_of_its_assets(job: str, groups: set
 
 def test_runs_stay_in_one_process() -> None:
     jobs = [job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")]
-    assert len(jobs) == 4
+    assert len(jobs) == 6
     assert {job.executor_def.name for job in [*jobs, defs.resolve_implicit_global_asset_job_def()]} == {
         in_process_executor.name
     }
@@ -198,6 +213,7 @@ def test_all_sensors_run_without_being_switched_on() -> None:
     assert sensors == dict.fromkeys(
         [
             "new_batch_sensor",
+            "calibration_history_sensor",
             "continue_batch_sensor",
             "provider_batch_sensor",
             "batch_monitor_sensor",
