@@ -41,9 +41,10 @@ from cj_pipeline.ledger import Ledger
 from cj_pipeline.ledger import tables as t
 from cj_pipeline.ledger.engine import write_transaction
 from cj_pipeline.settings import CJSettings
+from cj_pipeline.workflow.essays import anchor_node_id
 from cj_pipeline.workflow.intake import AnchorSubmission, AssignmentRequest
 from cj_pipeline.workflow.loop import advance_batch
-from cj_pipeline.workflow.registration import anchor_node_id, register_assignment
+from cj_pipeline.workflow.registration import register_assignment
 
 SCALE = "eng5_np_legacy_9_step"
 GRADES = ("F+", "E-", "E+", "D-", "D+", "C-", "C+", "B", "A")

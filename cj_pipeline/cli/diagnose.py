@@ -50,6 +50,7 @@ def diagnose(
         return
     _print(found.summary, found.essays, found.surprises)
     _print_judges(found.judges)
+    _print_drift(found.drift)
     _print_validity(found.validity)
     for note in found.notes:
         say(note)
@@ -104,6 +105,17 @@ def _print_judges(judges: list[dict[str, Any]]) -> None:
             f"judge {row['judge']}: {row['judgments']} judgments, infit {row['infit']:.2f} (p {row['infit_p']:.2f}), "
             f"outfit {row['outfit']:.2f} (p {row['outfit_p']:.2f})"
         )
+
+
+def _print_drift(drift: list[dict[str, Any]]) -> None:
+    for row in drift:
+        if row["drift"] is None:
+            say(f"anchor {row['anchor']} against the anchor bank: cannot be told")
+        else:
+            say(
+                f"anchor {row['anchor']} against the anchor bank: {row['drift']:+.2f} ± {row['se']:.2f} logits; one "
+                f"batch would find a shift of {row['detectable']:.2f}"
+            )
 
 
 def _print_validity(validity: list[dict[str, Any]]) -> None:

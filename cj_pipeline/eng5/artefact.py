@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AwareDatetime, Field, JsonValue, StringConstraints, model_validator
 
+from cj_pipeline.core.anchor_bank import AnchorBank
 from cj_pipeline.core.models import BatchId, BatchKind, BatchStatus, ComparisonStatus, PairMode, Value, Winner
 
 SCHEMA_VERSION: Final = "1.0"
@@ -136,6 +137,9 @@ class RunInputs(Value):
     anchors: tuple[InputAnchor, ...]
     students: tuple[InputStudent, ...]
     prompts: JudgePrompts
+    anchor_bank: AnchorBank | None = Field(
+        None, description="where earlier nights placed the anchors, as the batch was submitted with it; null: no bank"
+    )
 
 
 # --- what came of it ---------------------------------------------------------------------------------------------

@@ -384,6 +384,7 @@ def _inputs(run: RecordedRun) -> RunInputs:
             student_prompt=part(told.student_prompt),
             rubric=part(told.rubric),
         ),
+        anchor_bank=run.results.batch.anchor_bank,
     )
 
 

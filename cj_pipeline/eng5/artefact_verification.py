@@ -210,7 +210,7 @@ def _score_differences(artefact: RunArtefact) -> list[str]:
 
 def _rescored(artefact: RunArtefact) -> dict[str, pl.DataFrame]:
     """Scores and grades from the recorded comparisons alone."""
-    metadata = artefact.metadata
+    metadata, bank = artefact.metadata, artefact.inputs.anchor_bank
     batch = unstored_batch(
         metadata.batch_id,
         kind=metadata.kind,
@@ -228,6 +228,7 @@ def _rescored(artefact: RunArtefact) -> dict[str, pl.DataFrame]:
         correlation_id=metadata.correlation_id,
         created_at=metadata.created_at,
         completed_at=metadata.completed_at,
+        anchor_bank=None if bank is None else bank.model_dump(mode="json"),
     )
     essays = frames.ESSAYS.frame(
         [

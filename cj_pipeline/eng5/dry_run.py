@@ -33,7 +33,8 @@ from cj_pipeline.judges.injection import injection_signs
 from cj_pipeline.judges.prompts import DEFAULT_SYSTEM_PROMPT, JudgeInstructions, build_prompt
 from cj_pipeline.settings import BatchOverrides, BatchTunables, CJSettings, effective_tunables, resolve_budget
 from cj_pipeline.workflow import frames
-from cj_pipeline.workflow.registration import anchor_node_id, code_version
+from cj_pipeline.workflow.essays import anchor_node_id
+from cj_pipeline.workflow.registration import code_version
 from cj_pipeline.workflow.results import BatchResults
 
 STUB: Final = "stub"

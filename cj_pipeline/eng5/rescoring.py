@@ -35,6 +35,7 @@ def unstored_batch(
     correlation_id: str,
     created_at: datetime,
     completed_at: datetime | None,
+    anchor_bank: dict[str, Any] | None = None,
 ) -> BatchRecord:
     """A batch's record without what only a ledger knows: leases, launches, publications."""
     return BatchRecord(
@@ -66,6 +67,7 @@ def unstored_batch(
         published_as_of=None,
         created_at=created_at,
         completed_at=completed_at,
+        anchor_bank=anchor_bank,
     )
 
 
@@ -81,7 +83,7 @@ def scored_tables(
         comparisons: `frames.COMPARISONS`.
     """
     tunables = BatchTunables.model_validate(batch.settings)
-    scores = score(batch.batch_id, comparisons, essays, tunables)
+    scores = score(batch, comparisons, essays)
     summaries = summarise(batch.batch_id, scores, comparisons, tunables)
     projections = project(batch, scale, scores, comparisons).projections
     return {

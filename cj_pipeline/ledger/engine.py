@@ -21,7 +21,7 @@ _MIGRATE: Final = "cj_migrate"
 _LOCK_TIMEOUT_SECONDS: Final = 120
 VERSION_TABLE: Final = "cj_alembic_version"
 """Not Alembic's default name: Dagster's storage, which may share the database, uses that."""
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 """The revision this program was built for (a test holds it to the newest migration)."""
 
 

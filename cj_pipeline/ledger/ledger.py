@@ -208,6 +208,7 @@ class Ledger:
                     code_version=new.code_version,
                     correlation_id=new.correlation_id,
                     processing_metadata={},
+                    anchor_bank=new.anchor_bank,
                     created_at=utc_now(),
                 )
             )

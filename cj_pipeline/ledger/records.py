@@ -91,7 +91,11 @@ class NewEssay:
 
 @dataclass(frozen=True)
 class NewBatch:
-    """A batch to submit: everything it will ever be judged with, fixed now."""
+    """A batch to submit: everything it will ever be judged with, fixed now.
+
+    `anchor_bank` is a `core.anchor_bank.AnchorBank` as JSON; it is no part of what makes two requests the same, because
+    the bank grows with every night.
+    """
 
     batch_id: str
     kind: BatchKind
@@ -107,6 +111,7 @@ class NewBatch:
     code_version: str
     correlation_id: str
     essays: tuple[NewEssay, ...]
+    anchor_bank: dict[str, Any] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,7 @@ class BatchRecord:
     published_as_of: int | None
     created_at: datetime
     completed_at: datetime | None
+    anchor_bank: dict[str, Any] | None = field(default=None, repr=False)
 
     @property
     def lease_abandoned(self) -> bool:

@@ -121,6 +121,8 @@ batches: Final = sa.Table(
     sa.Column("published_as_of", sa.Integer, nullable=True),
     sa.Column("created_at", UTC, nullable=False),
     sa.Column("completed_at", UTC, nullable=True),
+    # null, and not JSON's null, for none
+    sa.Column("anchor_bank", sa.JSON(none_as_null=True), nullable=True),
     sa.ForeignKeyConstraint(
         ["assignment_id", "assignment_revision"], ["assignments.assignment_id", "assignments.revision"]
     ),

@@ -17,13 +17,14 @@ from cj_pipeline.core.anchor_bank import AnchorBank, NightScores, estimate_bank,
 from cj_pipeline.core.bradley_terry import BTScoringResult, compute_bt_scores_and_se
 from cj_pipeline.core.errors import InputError, listed
 from cj_pipeline.core.models import BatchKind, Value
+from cj_pipeline.core.score_prior import KnownItems
 from cj_pipeline.judges.models import JudgeOptions
 from cj_pipeline.judges.prompts import JudgeInstructions
 from cj_pipeline.ledger import Ledger
 from cj_pipeline.ledger.records import AnchorRecord, AssignmentRecord, BatchRecord
 from cj_pipeline.settings import BatchTunables
+from cj_pipeline.workflow.essays import anchor_node_id
 from cj_pipeline.workflow.judging import batch_instructions, judge_instructions, judge_options
-from cj_pipeline.workflow.registration import anchor_node_id
 
 NIGHT_PREFIX: Final = "eng5-calibration-"
 """How the batch of a night is called; the night's date, as YYYYMMDD, follows."""
@@ -215,6 +216,29 @@ def anchor_bank(nights: Nights, *, without: str | None = None) -> AnchorBank:
             + (f" (left out: {reasons})" if reasons else "")
         )
     return estimate_bank(used)
+
+
+def known_anchors(batch: BatchRecord, essay_ids: Sequence[str]) -> KnownItems | None:
+    """The anchors of a batch that its bank has placed, as items of the ascending essay ids; None without a bank.
+
+    Args:
+        batch: with the bank it was submitted with.
+        essay_ids: all essays of the batch, in any order.
+
+    Raises:
+        InputError: the bank has none of the batch's anchors, or knows the batch.
+    """
+    if batch.anchor_bank is None:
+        return None
+    bank = AnchorBank.model_validate(batch.anchor_bank)
+    return bank.known_items(anchor_items(batch, bank, essay_ids), len(essay_ids), batch=batch.batch_id)
+
+
+def anchor_items(batch: BatchRecord, bank: AnchorBank, essay_ids: Sequence[str]) -> dict[str, int]:
+    """What the bank calls an anchor → its item among the ascending essay ids of a batch, for those it has."""
+    place = {essay_id: item for item, essay_id in enumerate(sorted(essay_ids))}
+    nodes = {ref: anchor_node_id(batch.batch_id, ref) for ref in bank.anchors}
+    return {ref: place[node] for ref, node in nodes.items() if node in place}
 
 
 def _night(

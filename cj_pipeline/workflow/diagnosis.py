@@ -7,11 +7,12 @@ Everything here is for people: no decision reads it, and nothing is stored. What
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from math import log2, nan
+from math import isinf, log2, nan
 from pathlib import Path
 from typing import Any, Final
 
-from cj_pipeline.core.bradley_terry import fit_bradley_terry
+from cj_pipeline.core.anchor_bank import AnchorBank, check_drift, night_scores
+from cj_pipeline.core.bradley_terry import BradleyTerryFit, fit_bradley_terry
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.judgment_fit import (
     JudgmentFit,
@@ -37,6 +38,8 @@ from cj_pipeline.core.reliability import (
 )
 from cj_pipeline.core.validity import Association, association_given_grade, group_differences
 from cj_pipeline.ledger import Ledger
+from cj_pipeline.ledger.records import BatchRecord
+from cj_pipeline.workflow.calibration import anchor_items
 from cj_pipeline.workflow.data_files import read_csv
 from cj_pipeline.workflow.problems import name_in, quoted
 from cj_pipeline.workflow.registration import scale_of
@@ -60,6 +63,7 @@ class Diagnosis:
         surprises: the judgments to look at first.
         calibration: how often favourites won, by predicted chance.
         judges: infit and outfit of each provider and model that judged (prompts are a batch's own), with p-values.
+        drift: each anchor of the bank the batch was submitted with, as the batch's own judgments see it; empty without.
         validity: what goes with scores among essays of the same expert grade: length, and the groups given.
         notes: what to know when reading this, in sentences.
     """
@@ -71,6 +75,7 @@ class Diagnosis:
     surprises: list[dict[str, Any]]
     calibration: list[dict[str, Any]]
     judges: list[dict[str, Any]]
+    drift: list[dict[str, Any]]
     validity: list[dict[str, Any]]
     notes: list[str]
 
@@ -102,13 +107,13 @@ def diagnose(
         UnknownBatchError: no such batch.
         InputError: fewer than three essays, or fewer than `LEAST_JUDGMENTS` judgments.
     """
+    batch = ledger.batch(batch_id)
     essays = sorted(ledger.essays(batch_id), key=lambda essay: essay.essay_id)
     ids = [essay.essay_id for essay in essays]
     judged = sorted(
         (c for c in ledger.comparisons(batch_id) if c.status is ComparisonStatus.JUDGED), key=lambda c: c.comparison_id
     )
     if len(ids) < 3 or len(judged) < LEAST_JUDGMENTS:
-        ledger.batch(batch_id)  # an unknown one says so
         raise InputError(
             f"batch {batch_id} has {len(ids)} essays and {len(judged)} judgments: a diagnosis needs at least 3 and "
             f"{LEAST_JUDGMENTS}"
@@ -206,9 +211,36 @@ def diagnose(
             }
             for judge in misfit.judges
         ],
+        drift=_drift(batch, ids, fit),
         validity=_validity(fit.scores.tolist(), essays, _expert_grades(ledger, batch_id, essays), groups or {}),
-        notes=_notes(bias, misfit, ids),
+        notes=[*_notes(bias, misfit, ids), *_bank_notes(batch)],
     )
+
+
+def _drift(batch: BatchRecord, ids: Sequence[str], fit: BradleyTerryFit) -> list[dict[str, Any]]:
+    """The batch's anchors against its bank, from its own judgments: `fit` is without the bank."""
+    if batch.anchor_bank is None:
+        return []
+    bank = AnchorBank.model_validate(batch.anchor_bank)
+    try:
+        seen = check_drift(bank, night_scores(batch.batch_id, anchor_items(batch, bank, ids), fit))
+    except InputError:
+        return []  # too few anchors are connected yet
+    return [
+        {"anchor": one.anchor, "drift": one.drift, "se": None if isinf(one.se) else one.se, "z": one.z}
+        | {"detectable": None if isinf(one.detectable) else one.detectable}
+        for one in seen
+    ]
+
+
+def _bank_notes(batch: BatchRecord) -> list[str]:
+    if batch.anchor_bank is None:
+        return []
+    nights = ", ".join(batch.anchor_bank["nights"])
+    return [
+        f"The batch was scored with an anchor bank (nights: {nights}); all figures here are of its own judgments "
+        "alone, so that scores differ from the published ones."
+    ]
 
 
 def read_groups(path: Path) -> dict[str, dict[str, str]]:

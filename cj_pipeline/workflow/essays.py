@@ -5,6 +5,7 @@ twice, among students or among anchors. Not here: how a text or a row is read (`
 a request needs (`intake`).
 """
 
+import hashlib
 import math
 import re
 from collections import defaultdict
@@ -21,6 +22,12 @@ from cj_pipeline.workflow.problems import listed, name_in, noted, quoted
 
 ANCHOR_NODE_PREFIX: Final = "ANCHOR_"
 """Node ids of anchors begin so; no student's essay id may."""
+
+
+def anchor_node_id(batch_id: str, anchor_ref: str) -> str:
+    """The id an anchor goes by in a batch: stable, distinct between batches, and no hint of the grade."""
+    digest = hashlib.sha256(f"{batch_id}\n{anchor_ref}".encode()).hexdigest()
+    return f"{ANCHOR_NODE_PREFIX}{anchor_ref}_{digest[:8]}"
 
 
 @dataclass(frozen=True)

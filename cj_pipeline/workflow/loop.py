@@ -42,6 +42,7 @@ from cj_pipeline.ledger import Lease, LeaseLostError, Ledger
 from cj_pipeline.ledger.records import AttemptEnd, BatchRecord, WaveEnd, WavePlan, WaveRecord
 from cj_pipeline.logs import get_logger
 from cj_pipeline.settings import BatchTunables, CJSettings
+from cj_pipeline.workflow.calibration import known_anchors
 from cj_pipeline.workflow.dispatch import Bench, Breaker, Dispatched, Dispatcher, planned_tasks
 from cj_pipeline.workflow.jobs import JobRunner, Wait
 from cj_pipeline.workflow.judging import open_batch_judge
@@ -235,6 +236,7 @@ class _WaveLoop:
             WavePrecision.model_validate(measured) for measured in self._batch.processing_metadata.get("precision", [])
         ]
         self._essays: dict[str, Essay] = {essay.essay_id: essay for essay in ledger.essays(lease.batch_id)}
+        self._known = known_anchors(self._batch, list(self._essays))
         self._opened_judge = judge is None
         self._judge = judge or open_batch_judge(self._batch, settings)
         self._log = get_logger(batch_id=lease.batch_id, correlation_id=self._batch.correlation_id)
@@ -377,6 +379,7 @@ class _WaveLoop:
             small_net=is_small_net(len(self._essays), self._tunables),
             anchor_grades={e.essay_id: e.known_grade for e in self._essays.values() if e.is_anchor and e.known_grade},
             balance_positions=self._tunables.enable_comparison_position_balancing,
+            known=self._known,
         )
 
     # --- judging -------------------------------------------------------------------------------------------------
@@ -467,6 +470,7 @@ class _WaveLoop:
             sorted(self._essays),
             self._tunables,
             anchor_ids=[essay_id for essay_id, essay in self._essays.items() if essay.is_anchor],
+            known=self._known,
         )
         previous = next((wave.scores for wave in reversed(waves[:-1]) if wave.scores is not None), None)
         change = max_score_change(previous, scoring.scores)

@@ -3,16 +3,16 @@
 What files look like is `workflow.intake`'s business; here a request meets what is already registered.
 """
 
-import hashlib
 import uuid
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from cj_pipeline.core.anchor_bank import AnchorBank
 from cj_pipeline.core.errors import InputError, RequestError
 from cj_pipeline.core.grade_scale import GradeScale, get_grade_scale, parse_grade_scale
-from cj_pipeline.core.models import BatchApiMode, BatchingMode, BatchKind, EssayRole
+from cj_pipeline.core.models import BatchApiMode, BatchingMode, BatchKind, EssayRole, PairDesign
 from cj_pipeline.judges.catalogue import judge_problems, judge_warnings, needs_quality, open_judge
 from cj_pipeline.judges.injection import injection_signs
 from cj_pipeline.judges.simulated import grade_quality
@@ -28,11 +28,15 @@ from cj_pipeline.ledger.records import (
     Registration,
 )
 from cj_pipeline.settings import BatchTunables, CJSettings, effective_tunables, resolve_budget
+from cj_pipeline.workflow.calibration import anchor_bank, assignment_configuration, calibration_nights
 from cj_pipeline.workflow.documents import text_sha256, word_count
+from cj_pipeline.workflow.essays import anchor_node_id
 from cj_pipeline.workflow.intake import AssignmentRequest, BatchRequest, read_batch
 from cj_pipeline.workflow.judging import judge_setup
+from cj_pipeline.workflow.problems import noted
 
 DEFAULT_JUDGE = "cj-generic"
+_WITHOUT_BANK: Final = PairDesign.ADAPTIVE
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,6 @@ def code_version() -> str:
         return version("cj-pipeline")
     except PackageNotFoundError:
         return "unknown"
-
-
-def anchor_node_id(batch_id: str, anchor_ref: str) -> str:
-    """The id an anchor goes by in a batch: stable, distinct between batches, and no hint of the grade."""
-    digest = hashlib.sha256(f"{batch_id}\n{anchor_ref}".encode()).hexdigest()
-    return f"ANCHOR_{anchor_ref}_{digest[:8]}"
 
 
 def register_assignment(ledger: Ledger, request: AssignmentRequest, *, replace: bool = False) -> Registration:
@@ -131,9 +129,12 @@ def request_problems(ledger: Ledger, settings: CJSettings, request: BatchRequest
     assignment = _assignment(ledger, request, problems)
     anchors = ledger.anchors(assignment) if assignment is not None else []
     judge_name = request.judge or DEFAULT_JUDGE
-    tunables = effective_tunables(settings, request.overrides)
+    tunables = _tunables(settings, request)
     against = judge_problems(judge_name, judge_setup(settings, tunables))
-    problems += against + _batching_problems(tunables) + _design_problems(tunables)
+    problems += against + _batching_problems(tunables)
+    if not against:
+        with noted(problems):
+            _bank(ledger, request, assignment, judge_name, tunables, settings)
     try:
         wants_quality = needs_quality(judge_name)
     except InputError:
@@ -157,14 +158,57 @@ def _batching_problems(tunables: BatchTunables) -> list[str]:
     return []
 
 
-def _design_problems(tunables: BatchTunables) -> list[str]:
-    if tunables.pair_design.needs_bank:
-        return [
-            f"pair_design is {tunables.pair_design}, which places essays among the anchors of an anchor bank, and "
-            "batches have none to read: set pair_design (CJ_PAIR_DESIGN) to adaptive, coverage, balanced or random. As "
-            "a library, cj_pipeline.core.anchor_bank makes a bank and cj_pipeline.core.designs plans with it"
-        ]
-    return []
+def _tunables(settings: CJSettings, request: BatchRequest) -> BatchTunables:
+    """The settings of a batch. Where the environment's design needs a bank, and the batch is of a kind that has none,
+    it is judged by the default design.
+    """
+    tunables = effective_tunables(settings, request.overrides)
+    if _falls_back(tunables, request):
+        return tunables.model_copy(update={"pair_design": _WITHOUT_BANK})
+    return tunables
+
+
+def _falls_back(tunables: BatchTunables, request: BatchRequest) -> bool:
+    return (
+        tunables.pair_design.needs_bank
+        and request.overrides.pair_design is None
+        and request.kind is not BatchKind.ASSESSMENT
+    )
+
+
+def _bank(
+    ledger: Ledger,
+    request: BatchRequest,
+    assignment: AssignmentRecord | None,
+    judge: str,
+    tunables: BatchTunables,
+    settings: CJSettings,
+) -> AnchorBank | None:
+    """The bank that a batch is to be judged and scored with; None where its design needs none.
+
+    Raises:
+        InputError: the design needs one, and there is none.
+    """
+    if not tunables.pair_design.needs_bank:
+        return None
+    remedy = f"or set pair_design (CJ_PAIR_DESIGN) to {_WITHOUT_BANK}"
+    if request.kind is not BatchKind.ASSESSMENT:
+        raise InputError(
+            f"pair_design is {tunables.pair_design}, and a batch of kind {request.kind.value} is judged without an "
+            f"anchor bank: leave it out, {remedy}"
+        )
+    if assignment is None:
+        return None  # told of already
+    identity = open_judge(judge, judge_setup(settings, tunables)).identity
+    configuration = assignment_configuration(
+        assignment, tunables, profile=judge, provider=identity.provider, model=identity.model
+    )
+    try:
+        return anchor_bank(
+            calibration_nights(ledger, assignment.assignment_id, configuration, since=settings.calibration_from)
+        )
+    except InputError as error:
+        raise InputError(f"pair_design is {tunables.pair_design}: {error}, {remedy}") from None
 
 
 def submit_batch(ledger: Ledger, settings: CJSettings, request: BatchRequest) -> Submission:
@@ -181,8 +225,9 @@ def submit_batch(ledger: Ledger, settings: CJSettings, request: BatchRequest) ->
     anchors = [] if assignment is None else ledger.anchors(assignment)
     judge_name = request.judge or DEFAULT_JUDGE
     budget = resolve_budget(settings, request.overrides)
-    tunables = effective_tunables(settings, request.overrides)
+    tunables = _tunables(settings, request)
     setup = judge_setup(settings, tunables)
+    bank = _bank(ledger, request, assignment, judge_name, tunables, settings)
     identity = open_judge(judge_name, setup).identity
     new = NewBatch(
         batch_id=request.batch_id,
@@ -199,6 +244,7 @@ def submit_batch(ledger: Ledger, settings: CJSettings, request: BatchRequest) ->
         code_version=code_version(),
         correlation_id=str(uuid.uuid4()),
         essays=(*_student_essays(request), *_anchor_essays(request.batch_id, assignment, anchors)),
+        anchor_bank=None if bank is None else bank.model_dump(mode="json"),
     )
     created = ledger.submit_batch(new)
     # told from the ledger: a batch submitted before keeps its anchors, whatever was registered since

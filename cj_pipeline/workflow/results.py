@@ -34,6 +34,7 @@ from cj_pipeline.ledger import Ledger
 from cj_pipeline.ledger.records import BatchRecord
 from cj_pipeline.settings import BatchTunables
 from cj_pipeline.workflow import frames
+from cj_pipeline.workflow.calibration import known_anchors
 from cj_pipeline.workflow.registration import scale_of
 
 FloatArray = NDArray[np.float64]
@@ -74,7 +75,7 @@ def collect_results(ledger: Ledger, batch_id: str) -> BatchResults:
     tunables = BatchTunables.model_validate(batch.settings)
     essays = essays_frame(ledger, batch_id)
     comparisons = comparisons_frame(ledger, batch_id)
-    scores = score(batch_id, comparisons, essays, tunables)
+    scores = score(batch, comparisons, essays)
     summaries = summarise(batch_id, scores, comparisons, tunables)
     projected = project(batch, scale_of(ledger, batch), scores, comparisons)
     return BatchResults(
@@ -256,25 +257,27 @@ def waves_frame(ledger: Ledger, batch_id: str, comparisons: pl.DataFrame) -> pl.
     return frames.WAVES.frame(rows)
 
 
-def score(batch_id: str, comparisons: pl.DataFrame, essays: pl.DataFrame, tunables: BatchTunables) -> pl.DataFrame:
+def score(batch: BatchRecord, comparisons: pl.DataFrame, essays: pl.DataFrame) -> pl.DataFrame:
     """Fit the Bradley–Terry scale of a batch (`frames.BT_SCORES`); no rows for a batch without essays.
 
     Args:
+        batch: its settings decide, and the anchor bank it was submitted with.
         comparisons: `frames.COMPARISONS` or `frames.JUDGMENTS`.
         essays: `frames.ESSAYS`, anchors included.
-        tunables: the batch's settings.
     """
+    tunables = BatchTunables.model_validate(batch.settings)
     ids = essays["essay_id"].to_list()
     if not ids:
         return frames.BT_SCORES.frame([])
     grades = dict(zip(ids, essays["known_grade"].to_list(), strict=True))
     anchors = set(essays.filter(pl.col("is_anchor"))["essay_id"].to_list())
-    result = compute_bt_scores_and_se(_comparisons(comparisons), ids, tunables, anchor_ids=anchors)
+    known = known_anchors(batch, ids)
+    result = compute_bt_scores_and_se(_comparisons(comparisons), ids, tunables, anchor_ids=anchors, known=known)
     simulated = SIMULATED_PROVIDER in comparisons["provider"].to_list()
     return frames.BT_SCORES.frame(
         [
             {
-                "batch_id": batch_id,
+                "batch_id": batch.batch_id,
                 "essay_id": essay_id,
                 "is_anchor": essay_id in anchors,
                 "known_grade": grades[essay_id],
@@ -361,7 +364,7 @@ def project(batch: BatchRecord, scale: GradeScale | None, scores: pl.DataFrame, 
         ]
         nothing = frames.GRADE_BOUNDARIES.frame([]), frames.ANCHOR_REPORT.frame([])
         return Projected(None, frames.GRADE_PROJECTIONS.frame(rows), *nothing)
-    covariance, prior_sd = _covariance(scores, comparisons)
+    covariance, prior_sd = _covariance(batch, scores, comparisons)
     result = project_grades(
         scale,
         scores=_column(scores, "score"),
@@ -376,7 +379,9 @@ def project(batch: BatchRecord, scale: GradeScale | None, scores: pl.DataFrame, 
     )
 
 
-def _covariance(scores: pl.DataFrame, comparisons: pl.DataFrame) -> tuple[FloatArray | None, float | None]:
+def _covariance(
+    batch: BatchRecord, scores: pl.DataFrame, comparisons: pl.DataFrame
+) -> tuple[FloatArray | None, float | None]:
     """Covariance of the scores in the order of their rows, at the prior width they are at, and that width."""
     if not scores.height:
         return None, None
@@ -392,6 +397,7 @@ def _covariance(scores: pl.DataFrame, comparisons: pl.DataFrame) -> tuple[FloatA
         len(place),
         prior_sd=prior_sd,
         winner_first=a_won,
+        known=known_anchors(batch, list(place)),
     )
     order = [place[essay] for essay in scores["essay_id"].to_list()]
     return fit.covariance()[np.ix_(order, order)], prior_sd

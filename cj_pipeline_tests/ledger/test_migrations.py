@@ -428,7 +428,7 @@ def test_the_constraints_of_migrated_batches_and_attempts_refuse_bad_rows(old_en
 def test_the_program_was_built_for_the_newest_revision_and_there_is_only_one():
     folder = Path(cj_pipeline.ledger.migrations.__file__).parent
     assert ScriptDirectory(str(folder)).get_heads() == [HEAD]
-    assert known_revisions() == ["0003", "0002", "0001"]
+    assert known_revisions() == ["0004", "0003", "0002", "0001"]
 
 
 def test_upgrading_twice_changes_nothing(old_engine):
@@ -478,7 +478,7 @@ def test_a_sqlite_upgrade_that_would_keep_dangling_rows_is_not_done(tmp_path):
 
 def test_an_old_schema_is_refused_with_the_command_that_mends_it_and_left_untouched(old_engine, empty_url):
     before, layout = stored(old_engine), schema(old_engine)
-    with pytest.raises(LedgerSchemaError, match=r"schema is 0001, this program needs 0003: .*`cj ledger upgrade`"):
+    with pytest.raises(LedgerSchemaError, match=r"schema is 0001, this program needs 0004: .*`cj ledger upgrade`"):
         Ledger.open(empty_url)
     assert (current_revision(old_engine), stored(old_engine), schema(old_engine)) == ("0001", before, layout)
 
@@ -500,7 +500,7 @@ def test_a_refused_open_changes_no_byte_of_an_old_sqlite_file_and_leaves_nothing
 def test_a_schema_newer_than_the_program_is_refused_and_not_upgraded(ledger, ledger_url):
     with write_transaction(ledger.engine) as connection:
         connection.execute(sa.text("UPDATE cj_alembic_version SET version_num = '9999'"))
-    newer = r"schema 9999 is newer than this program \(0003\): update cj_pipeline"
+    newer = r"schema 9999 is newer than this program \(0004\): update cj_pipeline"
     with pytest.raises(LedgerSchemaError, match=newer):
         Ledger.open(ledger_url)
     with pytest.raises(LedgerSchemaError, match=newer):

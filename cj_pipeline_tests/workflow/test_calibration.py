@@ -20,7 +20,8 @@ from cj_pipeline.workflow.calibration import (
     night_id,
     night_of,
 )
-from cj_pipeline.workflow.registration import anchor_node_id, register_assignment, submit_batch
+from cj_pipeline.workflow.essays import anchor_node_id
+from cj_pipeline.workflow.registration import register_assignment, submit_batch
 from cj_pipeline_tests.builders import update_batch
 from cj_pipeline_tests.workflow.scenes import advance, assignment_request, batch_request, settings
 

@@ -13,9 +13,9 @@ from cj_pipeline.core.grade_scale import parse_grade_scale
 from cj_pipeline.core.models import BatchKind, EssayRole
 from cj_pipeline.ledger import tables as t
 from cj_pipeline.settings import BatchOverrides
+from cj_pipeline.workflow.essays import anchor_node_id
 from cj_pipeline.workflow.intake import AnchorSubmission, EssaySubmission
 from cj_pipeline.workflow.registration import (
-    anchor_node_id,
     assignment_scale,
     code_version,
     register_assignment,

@@ -40,7 +40,7 @@ def bt_scores(context: AssetExecutionContext, cj: CJResource, llm_judgments: pl.
     with plain_errors(), cj.ledger() as ledger:
         batch = batch_of_partition(ledger, context.partition_key)
         essays = results.essays_frame(ledger, batch.batch_id)
-        scores = results.score(batch.batch_id, llm_judgments, essays, BatchTunables.model_validate(batch.settings))
+        scores = results.score(batch, llm_judgments, essays)
     shown = ["rank", "essay_id", "is_anchor", "known_grade", "score", "se", "comparisons", "wins", "losses"]
     context.add_output_metadata(
         {
