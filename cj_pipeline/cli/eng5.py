@@ -10,6 +10,7 @@ import typer
 
 from cj_pipeline.cli.arguments import judge_name
 from cj_pipeline.cli.context import console, dagster_instance, open_ledger, print_json, say
+from cj_pipeline.cli.eng5_calibration import add_calibration_commands
 from cj_pipeline.cli.eng5_verify import verify
 
 if TYPE_CHECKING:
@@ -232,6 +233,7 @@ def anchor_align_test(
 
 
 eng5_app.command()(verify)
+add_calibration_commands(eng5_app)
 
 
 @eng5_app.command()

@@ -51,9 +51,6 @@ NIGHT_HOUR: Final = 3
 DEADLINE_HOUR: Final = 9
 """UTC. When a night must be finished; later it counts as missed."""
 
-LEAST_LATENCY: Final = 0.02
-"""Seconds. No call over a network is faster; a simulated judge is, and its haste says nothing."""
-
 _TAU_DRAWS: Final = 200
 _TAU_SEED: Final = 20260101
 
@@ -103,7 +100,8 @@ class NightRow:
         tau_b, tau_b_se: of its scores with the expert grades; the SE is that of draws from the scores' covariance.
         order_effect, order_effect_se: logits by which being read first helps.
         cost_usd: of the whole night; None if a price is missing.
-        cost_per_judgment, latency_seconds: of one judgment, and the geometric mean over answered calls.
+        cost_per_judgment: in US dollars.
+        latency_seconds: geometric mean over answered calls; None for a simulated judge.
         cost_log_se, latency_log_se: SEs of their logarithms.
     """
 
@@ -173,7 +171,7 @@ class CalibrationHistory:
         elif young:
             text = f"not enough nights yet: {max(p.baseline for p in young) + 1} of {self.rules.min_nights + 1}"
         else:
-            text = "there is nothing to chart" if measure is not Measure.COST else "a cost is nothing, or unknown"
+            text = "there is nothing to chart"
         return MeasureVerdict(measure, True, f"{where}: {text}", self.rows[-1].batch_id)
 
     def alarms(self) -> list[tuple[NightRow, Measure, str, ChartPoint]]:
@@ -223,7 +221,8 @@ def _row(ledger: Ledger, night: Night, scale: GradeScale) -> NightRow:
     numbers = {anchor: scale.labels.index(grade) for anchor, grade in night.grades.items()}
     tau_b, tau_b_se = night_tau_b(night.scores, numbers)
     fit = night.scored.fit
-    latencies = [log(seconds) for seconds in _latencies(attempts)]
+    # a simulated judge's haste says nothing of any provider
+    latencies = [] if night.batch.simulated else [log(seconds) for seconds in _latencies(attempts)]
     return NightRow(
         batch_id=batch_id,
         date=night.date,
@@ -267,7 +266,7 @@ def _latencies(attempts: Sequence[AttemptRecord]) -> list[float]:
     return [
         one.latency_seconds
         for one in attempts
-        if one.outcome == "judged" and one.latency_seconds is not None and one.latency_seconds >= LEAST_LATENCY
+        if one.outcome == "judged" and one.latency_seconds is not None and one.latency_seconds > 0
     ]
 
 
