@@ -98,8 +98,9 @@ class BatchTunables(BaseModel):
         PairDesign.ADAPTIVE,
         description="how pairs are chosen: adaptive (balanced first, then what tells most: the most accuracy for a "
         "budget), coverage (every pair once, then where it is uncertain), balanced (random, equal exposure: pairing "
-        "that ignores results) or random. Small nets are always planned by coverage. calibrated needs an anchor bank, "
-        "which batches do not have: it is refused at submission.",
+        "that ignores results) or random. Small nets are always planned by coverage. calibrated places "
+        "students among anchors that earlier nights have placed (the fewest judgments for a grade): it needs nights of "
+        "the same assignment, judge and prompts, and a batch that has none is refused.",
     )
     pair_generation_seed: int = Field(
         20260101, ge=0, description="integer. With the batch id and wave it decides every tie in pairing."
