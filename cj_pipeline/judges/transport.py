@@ -585,10 +585,10 @@ class ProviderJudge(ABC, Generic[Client]):
         try:
             self._check(request.prompt)
             self._client_without_retries()  # before the clock starts: loading an SDK takes seconds
-            started = time.perf_counter()
+            started, sent_at = time.perf_counter(), self._pacer.now()
             try:
                 reply = await self._ask(request.prompt)
-                self._pacer.learn(reply.headers)
+                self._pacer.learn(reply.headers, sent_at=sent_at)
                 return self._conclude(
                     self._read(reply.body), reply.request_id, latency_seconds=time.perf_counter() - started
                 )
