@@ -168,7 +168,7 @@ class Pacer:
                 self._believe(kind, allowance, sent_at, now)
 
     def _believe(self, kind: str, allowance: _Allowance, sent_at: float, now: float) -> None:
-        """Answers that were there before this call was sent are out of date; of the others the least remaining counts"""
+        """Answers there before this call was sent are out of date; of the others the one that leaves least counts."""
         told = [(at, earlier) for at, earlier in self._told[kind] if at > sent_at and earlier.resets_at > now]
         self._told[kind] = [*told, (now, allowance)]
         # of equals the latest, whose reset is the newest
