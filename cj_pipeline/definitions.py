@@ -8,10 +8,11 @@ from typing import Any
 
 from dagster import Definitions, in_process_executor
 
-from cj_pipeline.defs.assets import alignment, inputs, judging, publishing, results, scoring
+from cj_pipeline.defs.assets import eng5, inputs, judging, publishing, results, scoring
 from cj_pipeline.defs.checks.alignment import ALIGNMENT_CHECKS
 from cj_pipeline.defs.checks.expectations import EXPECTATION_CHECKS
 from cj_pipeline.defs.checks.native import NATIVE_CHECKS
+from cj_pipeline.defs.eng5_jobs import ENG5_JOBS
 from cj_pipeline.defs.io_managers import LakeIOManager
 from cj_pipeline.defs.jobs import JOBS
 from cj_pipeline.defs.resources import CJResource
@@ -27,7 +28,8 @@ ASSETS = [
     scoring.batch_state,
     results.grade_projections,
     publishing.comparison_graph,
-    alignment.alignment_report,
+    eng5.alignment_report,
+    eng5.assessment_run,
 ]
 
 
@@ -36,7 +38,7 @@ def build_definitions(resources: Mapping[str, Any] | None = None) -> Definitions
     return Definitions(
         assets=ASSETS,
         asset_checks=[*NATIVE_CHECKS, *EXPECTATION_CHECKS, *ALIGNMENT_CHECKS],
-        jobs=JOBS,
+        jobs=[*JOBS, *ENG5_JOBS],
         sensors=SENSORS,
         resources={"cj": CJResource(), "io_manager": LakeIOManager(), **(resources or {})},
         executor=in_process_executor,

@@ -51,10 +51,16 @@ def submit_and_see_through(
             if daemon
             else f"no daemon is alive here, so nothing happens until `make ui` or `cj run {done.batch_id}`"
         )
-        say(f"when it has ended: cj eng5 collect {done.batch_id}")
+        say(f"when it has ended: cj eng5 {_what_to_see(done)} {done.batch_id}")
         return
     timed_out, failed = _run(done.batch_id, timeout=timeout, verbose=verbose)
     _conclude(done, timed_out=timed_out, failed=failed, enforce_targets=enforce_targets)
+
+
+def _what_to_see(done: "Outcome") -> str:
+    from cj_pipeline.eng5.artefact import RunMode
+
+    return "report" if done.mode is RunMode.ANCHOR_ALIGN_TEST else "collect"
 
 
 def _run(batch: str, *, timeout: float, verbose: bool) -> "tuple[CompletionTimeoutError | None, JobFailedError | None]":
