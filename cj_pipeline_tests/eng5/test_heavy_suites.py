@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cj_pipeline.core.models import BatchingMode, BatchKind, BatchStatus, ComparisonStatus
+from cj_pipeline.core.models import BatchingMode, BatchKind, BatchStatus, ComparisonStatus, Winner
 from cj_pipeline.eng5.batches import eng5_scale
 from cj_pipeline.eng5.handlers import AlignHandler, AlignOptions, Desk, ExecuteHandler, ExecuteOptions
 from cj_pipeline.eng5.inventory import read_inventory
@@ -219,7 +219,7 @@ def test_a_profile_judges_the_anchors_as_its_law_says_and_its_metrics_add_up(
         1 / (1 + math.exp(-law.discrimination * (quality[one.essay_a] - quality[one.essay_b]) - law.position_bias))
         for one in judged
     ]
-    wins = sum(one.winner == "A" for one in judged)
+    wins = sum(one.winner == Winner.A.value for one in judged)
     spread = math.sqrt(sum(chance * (1 - chance) for chance in chances))
     assert abs(wins - sum(chances)) < 4 * spread, f"A won {wins} of {len(judged)}"
 
