@@ -8,7 +8,7 @@ export GX_ANALYTICS_ENABLED := false
 export OPENBLAS_NUM_THREADS ?= 1
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test test-slow check format ui lock clean help
+.PHONY: demo test test-slow eng5-suite mock-profile check format ui lock clean help
 
 help: ## What each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,6 +21,17 @@ test: $(STAMP) ## The default test suite
 
 test-slow: $(STAMP) ## What takes longer: crash drills, a live daemon, a browser
 	@$(BIN)/python -m pytest -m slow
+
+SUITES := regular small-net
+PROFILES := cj-generic eng5-anchor eng5-lower5
+
+eng5-suite: $(STAMP) ## Whole ENG5 batches; SUITE=regular or SUITE=small-net for one of them
+	@$(if $(filter-out $(SUITES),$(SUITE)),echo "SUITE is one of: $(SUITES)"; exit 2)
+	@$(BIN)/python -m pytest -m "$(if $(SUITE),eng5_$(subst -,_,$(SUITE)),eng5_regular or eng5_small_net)"
+
+mock-profile: $(STAMP) ## A simulated judge against its own law: PROFILE=cj-generic, eng5-anchor or eng5-lower5
+	@$(if $(filter $(PROFILES),$(PROFILE)),,echo "PROFILE is one of: $(PROFILES)"; exit 2)
+	@$(BIN)/python -m pytest -m mock_profile -k "$(PROFILE)"
 
 check: $(STAMP) ## ruff, ruff format, mypy, import-linter
 	@$(BIN)/ruff check .

@@ -9,12 +9,13 @@ from typing import Any
 
 from dagster import Definitions, in_process_executor
 
-from cj_pipeline.defs.assets import alignment, calibration, inputs, judging, publishing, results, scoring
+from cj_pipeline.defs.assets import calibration, eng5, inputs, judging, publishing, results, scoring
 from cj_pipeline.defs.calibration import CALIBRATION_JOBS, CALIBRATION_SENSORS, nightly_schedules
 from cj_pipeline.defs.checks.alignment import ALIGNMENT_CHECKS
 from cj_pipeline.defs.checks.calibration import CALIBRATION_CHECKS
 from cj_pipeline.defs.checks.expectations import EXPECTATION_CHECKS
 from cj_pipeline.defs.checks.native import NATIVE_CHECKS
+from cj_pipeline.defs.eng5_jobs import ENG5_JOBS
 from cj_pipeline.defs.io_managers import LakeIOManager
 from cj_pipeline.defs.jobs import JOBS
 from cj_pipeline.defs.resources import CJResource
@@ -31,7 +32,8 @@ ASSETS = [
     scoring.batch_state,
     results.grade_projections,
     publishing.comparison_graph,
-    alignment.alignment_report,
+    eng5.alignment_report,
+    eng5.assessment_run,
     calibration.anchor_bank,
     calibration.anchor_calibration_history,
 ]
@@ -47,7 +49,7 @@ def build_definitions(resources: Mapping[str, Any] | None = None, *, nightly_cal
     return Definitions(
         assets=ASSETS,
         asset_checks=[*NATIVE_CHECKS, *EXPECTATION_CHECKS, *ALIGNMENT_CHECKS, *CALIBRATION_CHECKS],
-        jobs=[*JOBS, *CALIBRATION_JOBS],
+        jobs=[*JOBS, *ENG5_JOBS, *CALIBRATION_JOBS],
         schedules=nightly_schedules(running=nightly_calibration),
         sensors=[*SENSORS, *CALIBRATION_SENSORS],
         resources={"cj": CJResource(), "io_manager": LakeIOManager(), **(resources or {})},

@@ -13,6 +13,7 @@ import typer
 from cj_pipeline.cli.arguments import judge_name, name_and_value, prompt_file
 from cj_pipeline.cli.context import dagster_instance, ensure_dagster_home, errors, open_ledger, print_json, say
 from cj_pipeline.cli.diagnose import diagnose
+from cj_pipeline.cli.doctor import doctor
 from cj_pipeline.cli.eng5 import eng5_app
 from cj_pipeline.cli.judge import judge_app
 from cj_pipeline.cli.metrics import metrics_app
@@ -35,6 +36,7 @@ app.add_typer(judge_app, name="judge")
 app.add_typer(eng5_app, name="eng5")
 app.add_typer(metrics_app, name="metrics")
 app.command()(diagnose)
+app.command()(doctor)
 app.command()(simulate)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]

@@ -18,7 +18,7 @@ from cj_pipeline.core.grade_scale import GradeScale
 from cj_pipeline.core.models import BatchKind, ComparisonStatus, Essay
 from cj_pipeline.eng5.alignment_report import AlignmentReport, ReportedPrompt, report_html, report_markdown
 from cj_pipeline.eng5.inventory import Inventory
-from cj_pipeline.eng5.prompt_variants import PromptVariant
+from cj_pipeline.eng5.prompt_variants import PromptVariant, variant_overrides
 from cj_pipeline.judges.simulated import grade_quality
 from cj_pipeline.ledger import Ledger
 from cj_pipeline.ledger.records import BatchRecord
@@ -64,11 +64,10 @@ def align_request(
     """
     prompts: dict[str, Any] = {
         "student_prompt": inventory.instructions.text,
-        "judge_rubric": inventory.prompt.text if rubric is None else rubric.text,
-        "judge_rubric_name": Path(inventory.prompt.path).name if rubric is None else rubric.name,
+        "judge_rubric": inventory.prompt.text,
+        "judge_rubric_name": Path(inventory.prompt.path).name,
+        **variant_overrides(system, rubric),
     }
-    if system is not None:
-        prompts |= {"system_prompt": system.text, "system_prompt_name": system.name}
     stated = {name: value for name, value in overrides.items() if value is not None}
     return BatchRequest(
         batch_id=batch_id,

@@ -546,6 +546,16 @@ def artefact_path(folder: Path, mode: RunMode) -> Path:
     return folder / f"assessment_run.{mode.value}.json"
 
 
+def started_mode(outputs_dir: Path, batch_id: str) -> RunMode | None:
+    """The mode whose artefact a batch's folder holds; None if it holds none.
+
+    Raises:
+        InputError: the id may not name a folder.
+    """
+    folder = run_folder(outputs_dir, batch_id)
+    return next((mode for mode in RunMode if artefact_path(folder, mode).is_file()), None)
+
+
 def write_run(run: RecordedRun, outputs_dir: Path) -> Path:
     """Write the batch's folder; the artefact's path.
 

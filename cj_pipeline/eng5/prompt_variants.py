@@ -103,6 +103,16 @@ def select_variant(prompts: Path, kind: VariantKind, choice: str) -> PromptVaria
     )
 
 
+def variant_overrides(system: PromptVariant | None, rubric: PromptVariant | None) -> dict[str, str]:
+    """The overrides, text and name, by which a batch brings chosen variants along; none of what was not chosen."""
+    overrides: dict[str, str] = {}
+    if system is not None:
+        overrides |= {"system_prompt": system.text, "system_prompt_name": system.name}
+    if rubric is not None:
+        overrides |= {"judge_rubric": rubric.text, "judge_rubric_name": rubric.name}
+    return overrides
+
+
 def _variant_at(kind: VariantKind, path: Path) -> PromptVariant:
     if not path.is_file():
         raise InputError(f"{kind} prompt {shown(str(path))}: there is no such file: correct the path, or give a number")

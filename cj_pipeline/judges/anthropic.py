@@ -322,6 +322,9 @@ class AnthropicJudge(ProviderJudge["AsyncAnthropic"]):
         _ = client.messages  # the SDK loads its parts on first touch: not within the first call's time
         return client
 
+    async def _describe_model(self, client: "AsyncAnthropic") -> object:
+        return await client.models.retrieve(self._model)
+
     def _expected(self) -> tuple[type[Exception], ...]:
         from anthropic import AnthropicError
 

@@ -446,6 +446,9 @@ class OpenAIJudge(ProviderJudge["AsyncOpenAI"]):
         _ = client.responses, client.chat  # the SDK loads its parts on first touch: not within the first call's time
         return client
 
+    async def _describe_model(self, client: "AsyncOpenAI") -> object:
+        return await client.models.retrieve(self._model)
+
     def _expected(self) -> tuple[type[Exception], ...]:
         from openai import OpenAIError
 

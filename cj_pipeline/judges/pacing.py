@@ -5,7 +5,8 @@ headers of answers. Not here: how many calls may be under way together (the work
 call is tried again, and HTTP.
 
 A provider's headers say what remained when it counted a call; calls under way may not be in that number yet. What they
-need is therefore kept free: too slow for a moment is cheap, a refused call is a wasted attempt.
+need is therefore kept free: too slow for a moment is cheap, a refused call is a wasted attempt. For the same reason, of
+answers to calls that overlapped, any of which may have been counted last, the one that leaves least is believed.
 """
 
 import asyncio
@@ -110,6 +111,7 @@ class Pacer:
         self._requests = None if requests_per_minute is None else _Bucket(requests_per_minute, now)
         self._tokens = None if tokens_per_minute is None else _Bucket(tokens_per_minute, now)
         self._allowances: dict[str, _Allowance] = {}
+        self._told: dict[str, list[tuple[float, _Allowance]]] = {kind: [] for kind in _KINDS}  # with when, oldest first
         self._under_way: deque[tuple[float, _Need]] = deque()
         self._reserved = dict.fromkeys(_KINDS, 0)  # the sum of the needs under way
         self._held_until = now
@@ -146,17 +148,31 @@ class Pacer:
         pause = min(max(0.0, seconds), LONGEST_WAIT_SECONDS)
         self._held_until = max(self._held_until, self._clock() + pause)
 
-    def learn(self, headers: Mapping[str, str]) -> None:
+    def now(self) -> float:
+        """The time by this pacer's clock, for `learn`."""
+        return self._clock()
+
+    def learn(self, headers: Mapping[str, str], *, sent_at: float | None = None) -> None:
         """Take over what an answer's headers say of the provider's limits; what cannot be read is ignored.
 
         Args:
             headers: names in lower case, or a mapping that does not tell cases apart.
+            sent_at: when its call was sent, by `now`; None: not before the oldest call that is under way.
         """
         now = self._clock()
+        if sent_at is None:
+            sent_at = self._under_way[0][0] if self._under_way else now
         for kind in _KINDS:
             allowance = self._read_anthropic(headers, kind, now) or self._read_openai(headers, kind, now)
             if allowance is not None:
-                self._allowances[kind] = allowance
+                self._believe(kind, allowance, sent_at, now)
+
+    def _believe(self, kind: str, allowance: _Allowance, sent_at: float, now: float) -> None:
+        """Answers there before this call was sent are out of date; of the others the one that leaves least counts."""
+        told = [(at, earlier) for at, earlier in self._told[kind] if at > sent_at and earlier.resets_at > now]
+        self._told[kind] = [*told, (now, allowance)]
+        # of equals the latest, whose reset is the newest
+        self._allowances[kind] = min((one for _, one in reversed(self._told[kind])), key=lambda one: one.remaining)
 
     def _delay(self, need: _Need) -> float:
         now = self._clock()
@@ -174,6 +190,7 @@ class Pacer:
     def _delay_by(self, kind: str, need: _Need, now: float) -> float:
         allowance = self._allowances[kind]
         if now >= allowance.resets_at:
+            self._told[kind].clear()
             if allowance.limit is None:
                 del self._allowances[kind]
                 return 0.0

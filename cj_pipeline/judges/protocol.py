@@ -151,6 +151,14 @@ class Judge(Protocol):
         """
         ...
 
+    async def check_access(self) -> None:
+        """See whether this judge can be asked now: provider reached, key taken, model there. Costs nothing.
+
+        Raises:
+            JudgeError: it could not; the message says what to do.
+        """
+        ...
+
     async def aclose(self) -> None:
         """Release connections."""
         ...

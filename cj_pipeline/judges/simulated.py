@@ -277,6 +277,9 @@ class SimulatedJudge:
             latency_seconds=waited if self._latency else time.perf_counter() - started,
         )
 
+    async def check_access(self) -> None:
+        """Always there."""
+
     async def aclose(self) -> None:
         """Nothing to release."""
 

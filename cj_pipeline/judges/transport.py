@@ -72,6 +72,9 @@ _CACHE_SECONDS: Final = 300.0
 # For the pauses between an SDK's retries, which it makes as long as the provider asks for.
 _RETRY_PAUSES_SECONDS: Final = 30.0
 
+# How long a look at a provider may take that somebody waits for.
+_LOOK_SECONDS: Final = 20.0
+
 _SLOW_UPLOAD_BYTES_PER_SECOND: Final = 1_000_000
 
 _FENCED: Final = re.compile(r"\s*```json[ \t]*\n(?P<inside>.*?)\n?[ \t]*```\s*", re.DOTALL)
@@ -585,10 +588,10 @@ class ProviderJudge(ABC, Generic[Client]):
         try:
             self._check(request.prompt)
             self._client_without_retries()  # before the clock starts: loading an SDK takes seconds
-            started = time.perf_counter()
+            started, sent_at = time.perf_counter(), self._pacer.now()
             try:
                 reply = await self._ask(request.prompt)
-                self._pacer.learn(reply.headers)
+                self._pacer.learn(reply.headers, sent_at=sent_at)
                 return self._conclude(
                     self._read(reply.body), reply.request_id, latency_seconds=time.perf_counter() - started
                 )
@@ -598,6 +601,20 @@ class ProviderJudge(ABC, Generic[Client]):
                 raise
         finally:
             self._pacer.answered()
+
+    async def check_access(self) -> None:
+        """Ask the provider to describe the model: it costs nothing, and needs the key and the name that judging needs.
+
+        Raises:
+            JudgeError: typed; a `ModelNotFoundError` of a compatible server may only mean that it describes no models.
+        """
+        client = self._client()
+        await attempt(
+            lambda: self._describe_model(client),
+            seconds=min(_LOOK_SECONDS, self._timeout),
+            expected=self._expected(),
+            translate=self._error,
+        )
 
     async def aclose(self) -> None:
         """Close the client's connections, if it was ever used."""
@@ -622,6 +639,10 @@ class ProviderJudge(ABC, Generic[Client]):
     @abstractmethod
     def _error(self, error: Exception) -> JudgeError:
         """The typed error for one of them."""
+
+    @abstractmethod
+    async def _describe_model(self, client: Client) -> object:
+        """What the provider says of the model."""
 
     @abstractmethod
     async def _ask(self, prompt: ComparisonPrompt) -> Reply:

@@ -32,10 +32,7 @@ def make_engine(url: str) -> Engine:
         InputError: any other database, or a URL that does not parse (the URL may hold a password, so it is not
             repeated).
     """
-    try:
-        parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
-        raise InputError("CJ_LEDGER_URL is not a SQLAlchemy URL, e.g. postgresql+psycopg2://user@host/db") from None
+    parsed = _parsed(url)
     if parsed.get_backend_name() == "sqlite":
         if parsed.database and parsed.database != ":memory:":
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +49,13 @@ def make_engine(url: str) -> Engine:
         sa.event.listen(engine, "handle_error", _postgresql_error)
         return engine
     raise InputError(f"CJ_LEDGER_URL names {parsed.get_backend_name()}: the ledger is SQLite or PostgreSQL")
+
+
+def _parsed(url: str) -> sa.URL:
+    try:
+        return sa.make_url(url)
+    except sa.exc.ArgumentError:
+        raise InputError("CJ_LEDGER_URL is not a SQLAlchemy URL, e.g. postgresql+psycopg2://user@host/db") from None
 
 
 def _sqlite_connect(dbapi_connection: Any, _record: Any) -> None:
@@ -220,6 +224,17 @@ def known_revisions() -> list[str]:
     from alembic.script import ScriptDirectory
 
     return [script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()]
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite URL, there or not; None for any other database, and for one in memory.
+
+    Raises:
+        InputError: see `make_engine`.
+    """
+    parsed = _parsed(url)
+    in_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
+    return Path(str(parsed.database)) if in_file else None
 
 
 def without_password(url: str) -> str:

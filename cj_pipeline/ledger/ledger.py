@@ -149,6 +149,14 @@ class Ledger:
                 )
         return Registration(new.assignment_id, revision, changed=True, anchors=len(new.anchors))
 
+    def assignment_differences(self, new: NewAssignment) -> list[str] | None:
+        """What of an assignment's newest revision is not so, each with its remedy; None: no such assignment."""
+        with read_transaction(self.engine) as connection:
+            existing = latest_assignment(connection, new.assignment_id)
+            if existing is None:
+                return None
+            return _assignment_differences(existing, read_anchors(connection, existing), new)
+
     def assignments(self) -> list[AssignmentRecord]:
         """The newest revision of every assignment, by id."""
         with read_transaction(self.engine) as connection:

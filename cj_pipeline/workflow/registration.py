@@ -63,29 +63,35 @@ def code_version() -> str:
 
 def register_assignment(ledger: Ledger, request: AssignmentRequest, *, replace: bool = False) -> Registration:
     """Register an assignment with its anchors; see `Ledger.register_assignment` for what may go wrong."""
-    return ledger.register_assignment(
-        NewAssignment(
-            assignment_id=request.assignment_id,
-            title=request.title,
-            language=request.language,
-            grade_scale=request.grade_scale,
-            grade_scale_definition=request.grade_scale_definition,
-            instructions=request.instructions,
-            system_prompt=request.system_prompt,
-            student_prompt=request.student_prompt,
-            judge_rubric=request.judge_rubric,
-            anchors=tuple(
-                NewAnchor(
-                    anchor_ref=anchor.anchor_ref,
-                    grade=anchor.grade,
-                    text_sha256=text_sha256(anchor.text),
-                    text=anchor.text,
-                    word_count=word_count(anchor.text),
-                )
-                for anchor in request.anchors
-            ),
+    return ledger.register_assignment(_new_assignment(request), replace=replace)
+
+
+def assignment_differences(ledger: Ledger, request: AssignmentRequest) -> list[str] | None:
+    """What of the registered assignment differs from the request, each with its remedy; None: not registered."""
+    return ledger.assignment_differences(_new_assignment(request))
+
+
+def _new_assignment(request: AssignmentRequest) -> NewAssignment:
+    return NewAssignment(
+        assignment_id=request.assignment_id,
+        title=request.title,
+        language=request.language,
+        grade_scale=request.grade_scale,
+        grade_scale_definition=request.grade_scale_definition,
+        instructions=request.instructions,
+        system_prompt=request.system_prompt,
+        student_prompt=request.student_prompt,
+        judge_rubric=request.judge_rubric,
+        anchors=tuple(
+            NewAnchor(
+                anchor_ref=anchor.anchor_ref,
+                grade=anchor.grade,
+                text_sha256=text_sha256(anchor.text),
+                text=anchor.text,
+                word_count=word_count(anchor.text),
+            )
+            for anchor in request.anchors
         ),
-        replace=replace,
     )
 
 

@@ -166,6 +166,81 @@ def test_every_problem_of_the_assets_is_listed_at_once(run, home):
         assert anchor_name(1, "F+") in err and "llm_prompt_cj_assessment_eng5.md" in err
 
 
+def test_execute_registers_the_anchors_grades_the_students_and_leaves_an_artefact_that_verifies(run, home):
+    code, out, err = run("execute", "--batch-id", "e1", "--max-comparisons", 10)
+    assert code == 0, err
+    assert "2 students, 6 anchors of the assignment, budget 10" in out and "SIMULATED" in out
+    assert "COMPLETE_MAX_COMPARISONS (budget_spent)" in out and "LLM batching diagnostics" in out
+    assert logged(err, "runner_validation_state")["runner_mode"] == "execute"
+    assert logged(err, "runner_execution_complete")["judged"] == 10
+    ledger = open_ledger(home)
+    batch = ledger.batch("e1")
+    assert (batch.kind, batch.assignment_id, batch.total_budget) == (BatchKind.ASSESSMENT, "eng5-np-2016", 10)
+    assert {anchor.grade for anchor in ledger.anchors(ledger.assignment("eng5-np-2016"))} == set(GRADES)
+    path = home / "assets_data" / "outputs" / "eng5" / "e1" / "assessment_run.execute.json"
+    artefact = json.loads(path.read_text())
+    assert artefact["validation"]["runner_status"]["partial_data"] is False
+    assert {row["essay_id"] for row in artefact["bt_summary"] if not row["is_anchor"]} == {"s1", "s2"}
+    path.unlink()
+    code, out, err = run("collect", "e1")
+    assert code == 0, err
+    assert run("verify", path, "--ledger")[0] == 0
+
+
+def test_anchors_that_differ_from_the_registered_end_execute_unless_a_revision_is_asked_for(run, home):
+    assert run("execute", "--batch-id", "e1", "--no-await")[0] == 0
+    assets = home / INPUTS / "eng5_np" / "ROLE_MODELS_ENG5_NP_2016"
+    table = assets / "ANCHOR_ESSAYS_BAYESIAN_INFERENCE_DATA.csv"
+    (assets / "anchor_essays" / anchor_name(5, "B")).rename(assets / "anchor_essays" / anchor_name(5, "C-"))
+    table.write_text(table.read_text().replace(f"{anchor_name(5, 'B')},B", f"{anchor_name(5, 'C-')},C-"))
+    ledger = open_ledger(home)
+    code, _, err = run("execute", "--batch-id", "e2")
+    assert code == 1
+    assert "anchor a5 has grade B, the folder says C-" in err and "--replace" in err and "nothing was spent" in err
+    assert [batch.batch_id for batch in ledger.batches()] == ["e1"]
+    code, out, err = run("execute", "--batch-id", "e2", "--replace", "--no-await")
+    assert code == 0, err
+    assert "cj run e2" in out and "cj eng5 collect e2" in out
+    assert ledger.batch("e2").assignment_revision == 2
+    folder = home / "assets_data" / "outputs" / "eng5" / "e2"
+    begun = json.loads((folder / "assessment_run.execute.json").read_text())
+    assert begun["validation"]["runner_status"]["partial_data"] is True
+    assert list(begun["validation"]["manifest"]) == ["requests/batch.json"]
+
+
+def test_execute_ends_before_anything_is_stored_if_its_judge_cannot_be_asked(run, home, monkeypatch):
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    code, _, err = run("execute", "--llm-provider", "anthropic", "--llm-model", "claude-haiku-4-5")
+    assert code == 1
+    assert "ANTHROPIC_API_KEY" in err and "nothing was spent" in err
+    assert not (home / "assets_data" / "outputs").exists()
+
+
+def test_an_anchor_below_the_scale_is_refused_with_its_file(run, home):
+    assets_in(home / "other", ("F", "C-", "A"))
+    code, _, err = run("execute", "--assets", "other")
+    assert code == 2
+    assert anchor_name(1, "F") in err and "F+" in err
+
+
+def test_the_doctor_tells_what_to_mend_and_fails_by_it(home, capsys, monkeypatch):
+    code, out, _ = cj("doctor", "--eng5", "--json", capsys=capsys)
+    assert code == 0
+    states = {one["what"]: one["state"] for one in json.loads(out)}
+    assert states == {
+        "ledger": "ok", "disk": "ok", "dagster": "warning", "material": "ok", "assignment": "ok", "judge": "ok"
+    }  # fmt: skip
+    assert not (home / "assets_data" / "outputs").exists()
+    (home / "dagster.yaml").unlink()
+    monkeypatch.delenv("DAGSTER_HOME")
+    monkeypatch.setenv("CJ_LEDGER_URL", "mysql://somebody:secret@host/db")
+    code, out, _ = cj("doctor", "--eng5", "--assets", "nowhere", "--judge", "nobody", capsys=capsys)
+    assert code == 1
+    for words in ("PROBLEM dagster", "PROBLEM ledger", "PROBLEM material", "PROBLEM judge", "nowhere", "nobody"):
+        assert words in out
+    assert "secret" not in out
+
+
 @pytest.mark.slow
 def test_when_the_time_is_over_it_stops_sending_keeps_what_it_has_and_leaves_the_batch_open(run, home, monkeypatch):
     monkeypatch.setenv("CJ_SIMULATED_LATENCY", "true")

@@ -36,6 +36,7 @@ GROUPS = {
     "grade_projections": "results",
     "comparison_graph": "publishing",
     "alignment_report": "eng5",
+    "assessment_run": "eng5",
     "anchor_bank": "calibration",
     "anchor_calibration_history": "calibration",
 }
@@ -193,7 +194,7 @@ def test_a_job_has_its_groups_and_the_checks_of_its_assets(job: str, groups: set
 
 def test_runs_stay_in_one_process() -> None:
     jobs = [job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")]
-    assert len(jobs) == 6
+    assert len(jobs) == 10
     assert {job.executor_def.name for job in [*jobs, defs.resolve_implicit_global_asset_job_def()]} == {
         in_process_executor.name
     }

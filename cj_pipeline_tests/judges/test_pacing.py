@@ -242,6 +242,31 @@ def test_what_calls_under_way_need_is_kept_free():
     assert moments(pacer, watch, 2) == [0, 30.0]
 
 
+def test_of_answers_that_overtook_each_other_the_one_that_leaves_least_is_believed():
+    pacer, watch = paced()
+    assert moments(pacer, watch, 2) == [0, 0]
+    sent_at = pacer.now()
+    watch.now += 1.0
+    for remaining in (0, 1):  # the second call was counted last, and its answer came first
+        pacer.learn(openai_headers("requests", 50, remaining, "30s"), sent_at=sent_at)
+        pacer.answered()
+
+    assert waited(pacer, watch) == 30.0
+
+
+def test_an_answer_to_a_later_call_replaces_what_was_told_before_it():
+    pacer, watch = paced()
+    for remaining in (1, 5):  # the bucket fills again meanwhile
+        assert waited(pacer, watch) == 0
+        sent_at = pacer.now()
+        watch.now += 1.0
+        pacer.learn(openai_headers("requests", 50, remaining, "30s"), sent_at=sent_at)
+        pacer.answered()
+        watch.now += 1.0
+
+    assert moments(pacer, watch, 5) == [4.0] * 5
+
+
 def test_tokens_that_remain_are_counted_by_what_calls_are_expected_to_take():
     pacer, watch = paced()
     pacer.learn(openai_headers("tokens", 10_000, 2_500, "9s"))
