@@ -10,7 +10,7 @@ import typer
 from cj_pipeline.cli.arguments import judge_name
 from cj_pipeline.cli.context import print_json, say
 from cj_pipeline.cli.eng5_calibration import add_calibration_commands
-from cj_pipeline.cli.eng5_runs import collect, report, submit_and_see_through
+from cj_pipeline.cli.eng5_runs import collect, register, report, submit_and_see_through
 from cj_pipeline.cli.eng5_verify import verify
 
 if TYPE_CHECKING:
@@ -202,6 +202,7 @@ def anchor_align_test(
     )
 
 
+eng5_app.command()(register)
 eng5_app.command()(report)
 eng5_app.command()(collect)
 eng5_app.command()(verify)

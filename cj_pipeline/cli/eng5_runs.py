@@ -120,6 +120,30 @@ def _submission_text(done: "Outcome") -> None:
         say(f"note: {warning}")
 
 
+def register(
+    assignment_id: Annotated[str, typer.Option(help="Id that the assignment is to have.")] = "eng5-np-2016",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Add a revision if the folder differs from what is registered.")
+    ] = False,
+    assets: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the ENG5 material. [default: CJ_ENG5_ASSETS_DIR]", show_default=False),
+    ] = None,
+) -> None:
+    """Register the folder's task and anchors, as `cj eng5 execute` does, and judge nothing. Calibration needs them."""
+    from cj_pipeline.eng5.batches import eng5_scale
+    from cj_pipeline.eng5.execute import folder_assignment
+    from cj_pipeline.eng5.inventory import read_inventory
+    from cj_pipeline.workflow.registration import register_assignment
+
+    with open_ledger() as (settings, ledger):
+        inventory = read_inventory(assets or settings.effective_eng5_assets_dir, eng5_scale())
+        wanted = folder_assignment(inventory, eng5_scale(), assignment_id)
+        done = register_assignment(ledger, wanted, replace=replace)
+    what = f"registered as revision {done.revision}" if done.changed else f"unchanged (revision {done.revision})"
+    say(f"assignment {done.assignment_id}: {what}, {done.anchors} anchors")
+
+
 # --- again, from the ledger --------------------------------------------------------------------------------------
 
 Batch = Annotated[str, typer.Argument(help="A batch that execute or anchor-align-test made.", show_default=False)]

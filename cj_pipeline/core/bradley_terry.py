@@ -294,7 +294,7 @@ class BTScoringResult:
         prior_free_ses: standard errors from the judgments alone, logits; infinite for an isolated essay.
         per_essay_counts: judged comparisons of each essay.
         wins, losses: of those, won and lost.
-        components: label of each essay's connected component of the comparison graph.
+        components: label of each essay's connected component of the comparison graph; known anchors connect, too.
         se_summary: see `diagnostics.bt_se_summary`.
         fit: the fit itself, with the full covariance.
     """
@@ -475,6 +475,7 @@ def compute_bt_scores_and_se(
     for winner, loser in results:
         wins[winner] += 1
         losses[loser] += 1
+    related = _related(fit.components, known)
     cap = settings.bt_standard_error_max
     uncapped = _by_id(ordered_ids, fit.standard_errors())
     capped = {essay: min(se, cap) for essay, se in uncapped.items()}
@@ -488,10 +489,18 @@ def compute_bt_scores_and_se(
         per_essay_counts={essay: wins[essay] + losses[essay] for essay in ordered_ids},
         wins=wins,
         losses=losses,
-        components={essay: int(fit.components[position]) for essay, position in index.items()},
+        components={essay: int(related[position]) for essay, position in index.items()},
         se_summary=bt_se_summary(capped, prior_free, results, cap=cap, anchor_ids=anchor_ids),
         fit=fit,
     )
+
+
+def _related(components: IntArray, known: KnownItems | None) -> IntArray:
+    """Labels of what scores compare within: components that hold known items are one, since their places are known."""
+    if known is None:
+        return components
+    of_known = np.unique(components[known.items])
+    return np.where(np.isin(components, of_known), of_known[0], components)
 
 
 def max_score_change(previous: Mapping[str, float] | None, current: Mapping[str, float]) -> float | None:

@@ -141,3 +141,18 @@ def test_a_night_of_another_judge_is_no_night_of_this_one(letters):
     judged_night(letters, "night-1", seed=1)
     with pytest.raises(RequestError, match=r"night-1: its judge's profile is 'cj-generic', not 'eng5-anchor'"):
         submit_batch(letters, settings(), exam(judge="eng5-anchor"))
+
+
+def test_an_anchor_that_the_bank_has_placed_carries_its_grade_without_a_judgment(letters):
+    judged_night(letters, "night-1", seed=1)
+    few = BatchOverrides(max_comparisons=9, pair_design="calibrated", min_resampling_net_size=0)
+    submit_batch(letters, settings(), exam(overrides=few, students=students(3)))
+    advance(letters, "exam")
+    found = collect_results(letters, "exam")
+    scores = found["bt_scores"]
+    unjudged = scores.filter(scores["is_anchor"] & (scores["comparisons"] == 0))
+    assert unjudged.height > 0
+    judged = scores.filter(scores["comparisons"] > 0)
+    assert set(unjudged["component"]) <= set(judged["component"])
+    assert found["anchor_report"].height == len(REFS)
+    assert found["grade_projections"].filter(~scores["is_anchor"])["available"].all()
