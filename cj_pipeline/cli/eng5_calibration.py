@@ -103,6 +103,6 @@ def calibration_history(
     say(f"{len(history.rows)} night(s) of {history.assignment_id} by {history.configuration.profile}"
         f"{' (SIMULATED)' if history.simulated else ''}; {due.text}")  # fmt: skip
     for verdict in verdicts:
-        say(f"  {'in control ' if verdict.in_control else 'OUT        '} {verdict.measure}: {verdict.text}")
+        say(f"  {'no alarm' if verdict.in_control else 'ALARM   '} {verdict.measure}: {verdict.text}")
     for path in written:
         say(f"written: {path}")
