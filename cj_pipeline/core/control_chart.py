@@ -20,13 +20,13 @@ from night to night while the baseline grows. A night that was measured less exa
 Two rules, the Shewhart and the EWMA chart (Shewhart 1931; Roberts 1959; together: Lucas & Saccucci 1990):
 
     beyond limits:   |z| > k
-    drifting:        |E| > k sqrt(λ/(2 - λ) (1 - (1 - λ)^2n)),    E = (1 - λ) E + λ z,  z cut off at ± k
+    drifting:        |E| > k sqrt(λ/(2 - λ) (1 - (1 - λ)^2j)),    E = (1 - λ) E + λ z,  z cut off at ± k, night j
 
 The first finds a large change at once, the second a small one that stays. z is cut off so that one wild night cannot
 make the EWMA speak for nights to come. One-sided charts have only one side of each rule. A drift is found some nights
 after it began, which is estimated as the last time E was on the other side of zero (Nishina 1992); nights since then
 leave the baseline again. Once the baseline stands, nights share its error, a correlation of r = 1/(n + 1), and the
-variance of E has r (1 - (1 - λ)^n)² besides.
+variance of E has r (1 - (1 - λ)^j)² besides.
 
 Anchors. z is that of `anchor_bank.check_drift` against the bank of the baseline. With m anchors k is raised so that all
 of them together give a false alarm as rarely as one figure does (Bonferroni): Φ(-k_m) = Φ(-k) / m.
