@@ -8,7 +8,7 @@ from typing import Any
 
 from dagster import Definitions, in_process_executor
 
-from cj_pipeline.defs.assets import alignment, inputs, judging, publishing, results, scoring
+from cj_pipeline.defs.assets import alignment, inputs, judging, leaderboard, publishing, results, scoring
 from cj_pipeline.defs.checks.alignment import ALIGNMENT_CHECKS
 from cj_pipeline.defs.checks.expectations import EXPECTATION_CHECKS
 from cj_pipeline.defs.checks.native import NATIVE_CHECKS
@@ -28,6 +28,7 @@ ASSETS = [
     results.grade_projections,
     publishing.comparison_graph,
     alignment.alignment_report,
+    leaderboard.alignment_leaderboard,
 ]
 
 

@@ -10,6 +10,7 @@ import typer
 
 from cj_pipeline.cli.arguments import judge_name
 from cj_pipeline.cli.context import console, dagster_instance, open_ledger, print_json, say
+from cj_pipeline.cli.eng5_matrix import leaderboard, matrix
 from cj_pipeline.cli.eng5_verify import verify
 
 if TYPE_CHECKING:
@@ -232,6 +233,8 @@ def anchor_align_test(
 
 
 eng5_app.command()(verify)
+for _command in (matrix, leaderboard):
+    eng5_app.command()(_command)
 
 
 @eng5_app.command()
