@@ -20,6 +20,7 @@ from cj_pipeline.core.grade_scale import GradeScale
 from cj_pipeline.eng5.anchor_align import RUBRIC, SYSTEM
 from cj_pipeline.eng5.leaderboard import (
     ALIGNMENT_LEADERBOARD,
+    N_DRAWS,
     Group,
     Leaderboard,
     Row,
@@ -57,7 +58,7 @@ def leaderboard_files(outputs: Path) -> LeaderboardFiles:
 
 
 def rebuild_leaderboard(
-    ledger: Ledger, scale: GradeScale, targets: AlignmentTargets, outputs: Path
+    ledger: Ledger, scale: GradeScale, targets: AlignmentTargets, outputs: Path, *, n_draws: int = N_DRAWS
 ) -> tuple[Leaderboard, LeaderboardFiles]:
     """Read the leaderboard from the ledger and put its three files in place.
 
@@ -72,7 +73,7 @@ def rebuild_leaderboard(
     try:
         files.markdown.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(files.markdown.parent / ".rebuild.lock", timeout=_LOCK_SECONDS):
-            made = ledger_leaderboard(ledger, scale, targets)
+            made = ledger_leaderboard(ledger, scale, targets, n_draws=n_draws)
             write_tables(files.database, [(ALIGNMENT_LEADERBOARD, leaderboard_frame(made))])
             _write(files.picture, leaderboard_png(made))
             _write(files.markdown, leaderboard_markdown(made, picture=files.picture.name).encode())

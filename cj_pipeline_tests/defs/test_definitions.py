@@ -35,7 +35,10 @@ GROUPS = {
     "grade_projections": "results",
     "comparison_graph": "publishing",
     "alignment_report": "eng5",
+    "alignment_leaderboard": "eng5_across_batches",
 }
+ACROSS_BATCHES = {"alignment_leaderboard"}
+"""Unpartitioned: about all batches, and so in no job that advances one."""
 TABLES = {
     "essays": frames.ESSAYS,
     "anchors": frames.ESSAYS,
@@ -120,7 +123,7 @@ def test_every_asset_says_what_it_is_whose_it_is_and_what_made_it() -> None:
         assert spec.kinds, name
         assert spec.description and len(spec.description) > 20, name
         assert spec.code_version, name
-        assert spec.partitions_def == CJ_BATCH, name
+        assert spec.partitions_def == (None if name in ACROSS_BATCHES else CJ_BATCH), name
 
 
 def test_every_tabular_asset_shows_the_columns_it_has() -> None:
@@ -168,6 +171,7 @@ def _selected(job: str) -> tuple[set[str], set[str]]:
         ("assess_batch_job", {"inputs", "judging", "scoring", "results", "publishing", "eng5"}),
         ("continue_batch_job", {"judging", "scoring", "results", "publishing", "eng5"}),
         ("rescore_batch_job", {"scoring", "results", "publishing", "eng5"}),
+        ("alignment_leaderboard_job", {"eng5_across_batches"}),
     ],
 )
 def test_a_job_has_its_groups_and_the_checks_of_its_assets(job: str, groups: set[str]) -> None:
@@ -178,7 +182,7 @@ def test_a_job_has_its_groups_and_the_checks_of_its_assets(job: str, groups: set
 
 def test_runs_stay_in_one_process() -> None:
     jobs = [job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")]
-    assert len(jobs) == 4
+    assert len(jobs) == 5
     assert {job.executor_def.name for job in [*jobs, defs.resolve_implicit_global_asset_job_def()]} == {
         in_process_executor.name
     }
@@ -202,6 +206,7 @@ def test_all_sensors_run_without_being_switched_on() -> None:
             "provider_batch_sensor",
             "batch_monitor_sensor",
             "terminated_run_sensor",
+            "alignment_leaderboard_sensor",
         ],
         DefaultSensorStatus.RUNNING,
     )
