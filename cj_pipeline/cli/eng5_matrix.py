@@ -12,6 +12,7 @@ import typer
 
 from cj_pipeline.cli.context import console, dagster_instance, open_ledger, print_json, say
 from cj_pipeline.core.errors import CJError
+from cj_pipeline.reports.figures.sheet import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -211,11 +212,11 @@ def _hand_over(instance: "DagsterInstance", made: "Matrix", batch_ids: Sequence[
     underway = batches_awaiting_backfill(instance) | batches_underway(instance, batch_ids)
     wanted = [batch_id for batch_id in batch_ids if batch_id not in underway]
     if not wanted:
-        say(f"{len(batch_ids)} cells are under way already")
+        say(f"{counted(len(batch_ids), 'cell')} under way already")
         return _HandOver(to_daemon=True)
     backfill_id = request_backfill(instance, wanted, title=f"ENG5 matrix {made.name}", tags={"cj/matrix": made.name})
     taken_up = "a daemon is alive and takes it up" if alive else "no daemon is alive here: it waits for one (make ui)"
-    say(f"backfill {backfill_id} of {len(wanted)} cells: {taken_up}")
+    say(f"backfill {backfill_id} of {counted(len(wanted), 'cell')}: {taken_up}")
     return _HandOver(to_daemon=True, backfill_id=backfill_id)
 
 
