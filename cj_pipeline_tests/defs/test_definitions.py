@@ -20,6 +20,7 @@ from dagster import (
 
 from cj_pipeline.definitions import build_definitions, defs
 from cj_pipeline.defs.partitions import CJ_BATCH
+from cj_pipeline.eng5.leaderboard import ALIGNMENT_LEADERBOARD
 from cj_pipeline.workflow import frames
 from cj_pipeline_tests.defs.stage import ROOT, Stage
 
@@ -49,6 +50,7 @@ TABLES = {
     "bt_quality_flags": frames.QUALITY_FLAGS,
     "batch_state": frames.BATCHES,
     "grade_projections": frames.GRADE_PROJECTIONS,
+    "alignment_leaderboard": ALIGNMENT_LEADERBOARD,
 }
 CHECKS = {
     "essays_expectations": "essays",
