@@ -67,19 +67,22 @@ def matrix(
         made = _planned(settings, ledger, file, assets)
         _plan_text(made)
         submit_matrix(ledger, settings, made)
-        batch_ids = [cell.batch_id for cell in made.to_run]
+        on_hold = _on_hold(ledger, made)
+        batch_ids = [cell.batch_id for cell in made.to_run if cell.batch_id not in on_hold]
         if batch_ids:
             handed = _hand_over(instance, made, batch_ids, wait=await_completion)
         else:
-            say("every cell is over: nothing to judge")
-    failures: list[str] = []
+            say(
+                "every cell is over or on hold: nothing to judge" if on_hold else "every cell is over: nothing to judge"
+            )
+    failures = list(on_hold.values())
     if batch_ids and not await_completion:
         say("then: cj eng5 leaderboard")
         return
     if batch_ids and handed.to_daemon:
         _await_daemon(batch_ids, handed.backfill_id, completion_timeout)
     elif batch_ids:
-        failures = _run_here(batch_ids, completion_timeout, verbose=verbose)
+        failures += _run_here(batch_ids, completion_timeout, verbose=verbose)
     _leaderboard()
     failures += _without_scale(made)
     if failures:
@@ -192,6 +195,20 @@ def _plan_json(made: "Matrix") -> dict[str, Any]:
 
 
 # --- running -----------------------------------------------------------------------------------------------------
+
+
+def _on_hold(ledger: "Ledger", made: "Matrix") -> dict[str, str]:
+    """Cells that somebody put on hold, which a run would take off it, with what to tell."""
+    held: dict[str, str] = {}
+    for cell in made.to_run:
+        reason = ledger.batch(cell.batch_id).hold_reason
+        if reason is not None:
+            held[cell.batch_id] = (
+                f"batch {cell.batch_id} is on hold ({reason}) and left out: `cj resume {cell.batch_id}`, then the same "
+                "command again"
+            )
+            say(held[cell.batch_id])
+    return held
 
 
 @dataclass(frozen=True)

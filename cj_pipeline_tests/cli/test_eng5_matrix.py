@@ -94,19 +94,20 @@ def test_with_a_daemon_it_follows_the_cells_until_the_time_is_over(run, home, tr
     assert {batch.status for batch in open_ledger(home).batches()} == {BatchStatus.SUBMITTED}, "left to the daemon"
 
 
-def test_cells_on_hold_are_told_and_not_waited_for_and_a_cancelled_backfill_is_asked_for_again(run, home, trial):
+def test_cells_on_hold_are_left_out_and_what_a_cancelled_backfill_left_is_asked_for_again(run, home, trial):
     assert run("matrix", trial, "--no-await")[0] == 0
     with DagsterInstance.get() as instance:
         (asked,) = instance.get_backfills()
         instance.update_backfill(asked.with_status(BulkActionStatus.CANCELED))
     live_daemon()
     ledger = open_ledger(home)
-    for batch_id in CELLS:
+    for batch_id in CELLS[1:]:
         ledger.hold(batch_id, "lunch")
-    code, _, err = run("matrix", trial)
-    assert code == 1
-    assert "on hold" in err and "lunch" in err and "cj resume" in err
-    assert len(backfills()) == 2, "a cancelled backfill is asked for again"
+    code, out, err = run("matrix", trial, "--completion-timeout", 1)
+    assert code == 1 and "0 of 1 cells" in err
+    assert all(f"batch {batch_id} is on hold (lunch)" in out for batch_id in CELLS[1:]) and "cj resume" in out
+    assert sorted(backfill.partition_names for backfill in backfills()) == [CELLS[:1], CELLS]
+    assert ledger.batch(CELLS[1]).hold_reason == "lunch"
 
 
 def test_a_leaderboard_of_nothing_says_how_to_get_one(run, home):
