@@ -5,8 +5,9 @@ the draws of one row (`alignment_posterior`), its other figures (`alignment`), a
 
 Rows are compared by τ-b of their true scores, drawn row by row from independent posteriors. Of many rows that are
 truly equal some lead by chance, the further the more rows there are, and a pairwise "95 % sure that the leader is
-better" is then wrong for some row more often than it says. So the mark is simultaneous: all differences of a leaderboard are
-within their bounds at once with 95 % probability (`reliability.columns_told_apart`, `benchmarks/leaderboard.py`).
+better" is then wrong for some row more often than it says. So the mark is simultaneous: all differences of a
+leaderboard are within their bounds at once with 95 % probability (`reliability.columns_told_apart`, measured in
+`benchmarks/leaderboard.py`).
 """
 
 import numpy as np
