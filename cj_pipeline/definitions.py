@@ -9,7 +9,7 @@ from typing import Any
 
 from dagster import Definitions, in_process_executor
 
-from cj_pipeline.defs.assets import calibration, eng5, inputs, judging, publishing, results, scoring
+from cj_pipeline.defs.assets import calibration, eng5, inputs, judging, leaderboard, publishing, results, scoring
 from cj_pipeline.defs.calibration import CALIBRATION_JOBS, CALIBRATION_SENSORS, nightly_schedules
 from cj_pipeline.defs.checks.alignment import ALIGNMENT_CHECKS
 from cj_pipeline.defs.checks.calibration import CALIBRATION_CHECKS
@@ -36,6 +36,7 @@ ASSETS = [
     eng5.assessment_run,
     calibration.anchor_bank,
     calibration.anchor_calibration_history,
+    leaderboard.alignment_leaderboard,
 ]
 
 

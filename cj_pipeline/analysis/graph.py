@@ -12,7 +12,6 @@ Three files matter, for a public file `comparison_graph.duckdb`:
 """
 
 import glob
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -26,9 +25,20 @@ import duckdb
 import polars as pl
 from filelock import FileLock, Timeout
 
+from cj_pipeline.analysis.duckdb_files import (
+    NEW_FILE,
+    delete_sidecars,
+    duckdb_type,
+    first_line,
+    fsync,
+    identifier,
+    literal,
+    put_in_place,
+    sidecars,
+)
 from cj_pipeline.core.errors import CJError
 from cj_pipeline.logs import get_logger
-from cj_pipeline.workflow.frames import GRAPH_TABLES, ColumnType, Table
+from cj_pipeline.workflow.frames import GRAPH_TABLES, Table
 
 LOCK_SECONDS: Final = 120.0
 """How long a publication waits for others by default, in seconds; one takes well under a second."""
@@ -52,22 +62,6 @@ Checked on the frames before they are written, which suffices because a batch is
 PRIMARY KEY constraints they would double the file, and each checkpoint would rewrite a table's whole row group
 (122,880 rows) instead of the batch's.
 """
-
-_SCALAR_TYPES: Final[Mapping[ColumnType, str]] = {
-    pl.String: "VARCHAR",
-    pl.Int64: "BIGINT",
-    pl.Float64: "DOUBLE",
-    pl.Boolean: "BOOLEAN",
-}
-# A file keeps these from its making. The format is an old one, so that analysts' tools need not be as new as ours, but
-# no older: in 1.2's, a stray log of another file is joined to the new one in silence instead of refused. The blocks are
-# the smallest, because with the default of 256 KiB, small tables fill the file with air that every publication copies
-_NEW_FILE: Final[dict[str, str | bool | int | float | list[str]]] = {
-    "storage_compatibility_version": "v1.4.0",
-    "default_block_size": 16_384,
-}
-# DuckDB keeps what is not checkpointed beside a database under these names (`StorageManager`, DuckDB 2.0)
-_SIDECARS: Final = (".wal", ".wal.checkpoint", ".wal.recovery")
 
 
 class GraphError(CJError):
@@ -214,16 +208,16 @@ def open_graph(path: Path) -> duckdb.DuckDBPyConnection:
             "otherwise check the path"
         )
     with suppress(OSError):  # a reader may lack the right to delete; then the attempt below tells
-        _delete_sidecars(public)
+        delete_sidecars(public)
     connection = duckdb.connect()
     try:
         connection.execute("SET TimeZone = 'UTC'")
-        connection.execute(f'ATTACH {_literal(str(public))} AS "graph" (READ_ONLY)')
+        connection.execute(f'ATTACH {literal(str(public))} AS "graph" (READ_ONLY)')
         connection.execute('USE "graph"')
     except duckdb.Error as error:
         connection.close()
         raise GraphError(
-            f"{public}: cannot be opened ({_first_line(error)}). Close other programs that opened it for writing and "
+            f"{public}: cannot be opened ({first_line(error)}). Close other programs that opened it for writing and "
             f"delete {public.name}.wal if there is one; if it stays, materialise comparison_graph for any batch, "
             "which replaces the file"
         ) from error
@@ -317,7 +311,7 @@ def _failures_named(file: Path, verb: str) -> Iterator[None]:
         yield
     except (OSError, duckdb.Error) as error:
         raise GraphError(
-            f"{file}: cannot be {verb} ({type(error).__name__}: {_first_line(error)}). "
+            f"{file}: cannot be {verb} ({type(error).__name__}: {first_line(error)}). "
             "The public file is as it was. Check free space and permissions of the folder, then materialise "
             "comparison_graph for the batch again"
         ) from error
@@ -328,7 +322,7 @@ def _sweep(place: _Place) -> None:
     shutil.rmtree(place.incoming, ignore_errors=True)
     for draft in (place.public_draft, place.master_draft):
         draft.unlink(missing_ok=True)
-    _delete_sidecars(place.master_draft)
+    delete_sidecars(place.master_draft)
 
 
 def _provide_master(place: _Place) -> None:
@@ -339,7 +333,7 @@ def _provide_master(place: _Place) -> None:
     """
     if place.master.exists():
         return
-    _delete_sidecars(place.master)
+    delete_sidecars(place.master)
     if place.public.exists():
         shutil.copyfile(place.public, place.master_draft)
         if not _is_graph(place.master_draft):
@@ -348,10 +342,10 @@ def _provide_master(place: _Place) -> None:
                 "graph unreadable and without master; starting an empty one", public=str(place.public)
             )
     if not place.master_draft.exists():
-        duckdb.connect(str(place.master_draft), config=_NEW_FILE).close()
-    _fsync(place.master_draft)
+        duckdb.connect(str(place.master_draft), config=NEW_FILE).close()
+    fsync(place.master_draft)
     place.master_draft.replace(place.master)
-    _fsync(place.private)
+    fsync(place.private)
 
 
 def _is_graph(file: Path) -> bool:
@@ -385,12 +379,12 @@ def _replace_rows(place: _Place, batch_id: str, as_of: int) -> str | None:
             connection.execute("CHECKPOINT")
     except duckdb.Error as error:
         raise GraphError(
-            f"{place.master}: batch {batch_id} could not be written ({type(error).__name__}: {_first_line(error)}). "
+            f"{place.master}: batch {batch_id} could not be written ({type(error).__name__}: {first_line(error)}). "
             "The public file is as it was. If another program has opened this private file, close it. If the file is "
             "damaged, delete it: the next publication takes the other batches over from the public file if that is "
             "readable; re-materialise comparison_graph for each batch to be sure that all are there"
         ) from error
-    if any(sidecar.exists() for sidecar in _sidecars(place.master)):
+    if any(sidecar.exists() for sidecar in sidecars(place.master)):
         raise GraphError(
             f"{place.master}: DuckDB did not fold its log into the file, so a copy of it would lack rows. "
             "The public file is as it was. Materialise comparison_graph for the batch again"
@@ -406,8 +400,8 @@ def _reason_to_drop(connection: duckdb.DuckDBPyConnection, batch_id: str, as_of:
 
 
 def _replace_batch(connection: duckdb.DuckDBPyConnection, table: Table, batch_id: str, rows: Path) -> None:
-    name = _identifier(table.name)
-    columns = ", ".join(_identifier(column.name) for column in table.columns)
+    name = identifier(table.name)
+    columns = ", ".join(identifier(column.name) for column in table.columns)
     connection.execute(f"DELETE FROM {name} WHERE batch_id = ?", [batch_id])
     connection.execute(
         f"INSERT INTO {name} ({columns}) SELECT {columns} FROM read_parquet(?, hive_partitioning = false)",
@@ -416,25 +410,6 @@ def _replace_batch(connection: duckdb.DuckDBPyConnection, table: Table, batch_id
 
 
 # The schema
-
-
-def duckdb_type(dtype: ColumnType) -> str:
-    """The DuckDB type, as DuckDB spells it, that holds every value of a polars dtype of the graph's schemas.
-
-    Raises:
-        TypeError: no table of the graph uses such a dtype.
-    """
-    if isinstance(dtype, pl.List):
-        return f"{duckdb_type(dtype.inner)}[]"
-    if isinstance(dtype, pl.Struct):
-        fields = ", ".join(f"{field.name} {duckdb_type(field.dtype)}" for field in dtype.fields)
-        return f"STRUCT({fields})"
-    if isinstance(dtype, pl.Datetime) and dtype == pl.Datetime("us", "UTC"):
-        return "TIMESTAMP WITH TIME ZONE"
-    for known, name in _SCALAR_TYPES.items():
-        if dtype == known:
-            return name
-    raise TypeError(f"no DuckDB type is agreed for polars dtype {dtype}")
 
 
 def _shape(connection: duckdb.DuckDBPyConnection) -> None:
@@ -453,7 +428,7 @@ def _shape(connection: duckdb.DuckDBPyConnection) -> None:
         table.name: {column.name: duckdb_type(column.dtype) for column in table.columns} for table in GRAPH_TABLES
     }
     for stranger in present.keys() - expected.keys():
-        connection.execute(f"DROP TABLE {_identifier(stranger)}")
+        connection.execute(f"DROP TABLE {identifier(stranger)}")
     for table in GRAPH_TABLES:
         there = present.get(table.name)
         if there is None:
@@ -464,18 +439,18 @@ def _shape(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _create_table(connection: duckdb.DuckDBPyConnection, table: Table) -> None:
-    columns = [f"{_identifier(column.name)} {duckdb_type(column.dtype)}" for column in table.columns]
-    connection.execute(f"CREATE TABLE {_identifier(table.name)} ({', '.join(columns)})")
+    columns = [f"{identifier(column.name)} {duckdb_type(column.dtype)}" for column in table.columns]
+    connection.execute(f"CREATE TABLE {identifier(table.name)} ({', '.join(columns)})")
 
 
 def _rebuild_table(connection: duckdb.DuckDBPyConnection, table: Table, there: Mapping[str, str]) -> None:
-    name = _identifier(table.name)
+    name = identifier(table.name)
     kept = [column for column in table.columns if column.name in there]
     connection.execute(f"CREATE TEMP TABLE kept_rows AS SELECT * FROM {name}")
     connection.execute(f"DROP TABLE {name}")
     _create_table(connection, table)
-    targets = ", ".join(_identifier(column.name) for column in kept)
-    values = ", ".join(f"TRY_CAST({_identifier(column.name)} AS {duckdb_type(column.dtype)})" for column in kept)
+    targets = ", ".join(identifier(column.name) for column in kept)
+    values = ", ".join(f"TRY_CAST({identifier(column.name)} AS {duckdb_type(column.dtype)})" for column in kept)
     if {column.name for column in kept} >= set(ROW_KEYS[table.name]):
         connection.execute(f"INSERT INTO {name} ({targets}) SELECT {values} FROM kept_rows")
     connection.execute("DROP TABLE kept_rows")
@@ -492,13 +467,13 @@ def _comment(connection: duckdb.DuckDBPyConnection) -> None:
         ).fetchall()
     }
     for table in GRAPH_TABLES:
-        name = _identifier(table.name)
+        name = identifier(table.name)
         if on_tables[table.name] != table.description:
-            connection.execute(f"COMMENT ON TABLE {name} IS {_literal(table.description)}")
+            connection.execute(f"COMMENT ON TABLE {name} IS {literal(table.description)}")
         for column in table.columns:
             if on_columns[table.name, column.name] != column.description:
-                target = f"{name}.{_identifier(column.name)}"
-                connection.execute(f"COMMENT ON COLUMN {target} IS {_literal(column.description)}")
+                target = f"{name}.{identifier(column.name)}"
+                connection.execute(f"COMMENT ON COLUMN {target} IS {literal(column.description)}")
 
 
 def _create_views(connection: duckdb.DuckDBPyConnection) -> None:
@@ -508,10 +483,10 @@ def _create_views(connection: duckdb.DuckDBPyConnection) -> None:
         "WHERE database_name = current_database() AND schema_name = 'main' AND NOT internal"
     ).fetchall():
         if name not in current:
-            connection.execute(f"DROP VIEW {_identifier(name)}")
+            connection.execute(f"DROP VIEW {identifier(name)}")
     for name, sql in current.items():
         connection.execute(sql)
-        connection.execute(f"COMMENT ON VIEW {_identifier(name)} IS {_literal(_question(sql))}")
+        connection.execute(f"COMMENT ON VIEW {identifier(name)} IS {literal(_question(sql))}")
 
 
 def _question(sql: str) -> str:
@@ -524,57 +499,10 @@ def _question(sql: str) -> str:
     return " ".join(lines)
 
 
-def _identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _literal(text: str) -> str:
-    # COMMENT ON and ATTACH take no bound values
-    return "'" + text.replace("'", "''") + "'"
-
-
 # The public file
 
 
 def _replace_public(place: _Place) -> None:
-    """Put a byte-copy of the closed master in the public file's place.
-
-    A log (`.wal`) beside the public file is always a stray: an analyst opened the file for writing and died, or
-    writes still. DuckDB pairs it with whatever file has the name, and then refuses to open that. So it goes before
-    the new file comes (and durably so: no crash may bring it back beside the new file), and again afterwards, for a
-    writer that was at work in between.
-    """
+    """Put a byte-copy of the closed master in the public file's place."""
     shutil.copyfile(place.master, place.public_draft)
-    place.public_draft.chmod(0o444)
-    _fsync(place.public_draft)
-    if _delete_sidecars(place.public):
-        _fsync(place.public.parent)
-    place.public_draft.replace(place.public)
-    _delete_sidecars(place.public)
-    _fsync(place.public.parent)
-
-
-def _sidecars(database: Path) -> list[Path]:
-    return [database.with_name(database.name + suffix) for suffix in _SIDECARS]
-
-
-def _delete_sidecars(database: Path) -> bool:
-    """Delete DuckDB's logs beside a database file; whether there was one."""
-    found = False
-    for sidecar in _sidecars(database):
-        if sidecar.exists():
-            sidecar.unlink(missing_ok=True)
-            found = True
-    return found
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    put_in_place(place.public_draft, place.public)

@@ -10,6 +10,7 @@ import typer
 from cj_pipeline.cli.arguments import judge_name
 from cj_pipeline.cli.context import print_json, say
 from cj_pipeline.cli.eng5_calibration import add_calibration_commands
+from cj_pipeline.cli.eng5_matrix import leaderboard, matrix
 from cj_pipeline.cli.eng5_runs import collect, register, report, submit_and_see_through
 from cj_pipeline.cli.eng5_verify import verify
 
@@ -207,6 +208,8 @@ eng5_app.command()(report)
 eng5_app.command()(collect)
 eng5_app.command()(verify)
 add_calibration_commands(eng5_app)
+for _command in (matrix, leaderboard):
+    eng5_app.command()(_command)
 
 
 def _folder(assets: Path | None) -> str | None:

@@ -34,7 +34,7 @@ _LONGEST_LOOK_SECONDS = 30.0
 """Between two looks at a batch that was asked to wait."""
 
 
-def await_batch(batch_id: str, *, timeout: float, verbose: bool) -> None:
+def await_batch(batch_id: str, *, timeout: float, verbose: bool, hints: bool = True) -> None:
     """Advance the batch in this process until it is final, or wait while another process does.
 
     When the time is over nothing more is sent, answers in flight are collected, and the lease is released; the batch
@@ -48,7 +48,7 @@ def await_batch(batch_id: str, *, timeout: float, verbose: bool) -> None:
     deadline = time.monotonic() + timeout
     while (left := deadline - time.monotonic()) > 0:
         try:
-            run_batch(batch_id, wait=left, verbose=verbose, timeout=left)
+            run_batch(batch_id, wait=left, verbose=verbose, timeout=left, hints=hints)
         except BatchBusyError:
             break
         except JobFailedError:
@@ -69,7 +69,7 @@ def await_batch(batch_id: str, *, timeout: float, verbose: bool) -> None:
     )
 
 
-def run_batch(batch_id: str, *, wait: float, verbose: bool, timeout: float | None = None) -> None:
+def run_batch(batch_id: str, *, wait: float, verbose: bool, timeout: float | None = None, hints: bool = True) -> None:
     """Advance the batch by executing its job in this process.
 
     Args:
@@ -77,6 +77,7 @@ def run_batch(batch_id: str, *, wait: float, verbose: bool, timeout: float | Non
         wait: seconds to wait for another process to finish with it.
         verbose: whether to show Dagster's own log.
         timeout: seconds after which nothing more is sent; what is in flight is collected.
+        hints: whether to say which metrics to look at afterwards.
 
     Raises:
         UnknownBatchError, BatchBusyError: no such batch; another process is at work on it.
@@ -114,7 +115,8 @@ def run_batch(batch_id: str, *, wait: float, verbose: bool, timeout: float | Non
             raise JobFailedError(f"batch {batch_id}: run {result.run_id} failed: {_first_failure(result)}")
         if batch.status.is_final:
             say(f"batch {batch_id}: {batch.status.value} ({batch.stop_reason})")
-            _say_hints(ledger, batch_id)
+            if hints:
+                _say_hints(ledger, batch_id)
         elif batch.hold_reason is not None:
             say(f"batch {batch_id} is on hold: {batch.hold_reason}")
         elif batch.not_before is not None:

@@ -187,6 +187,23 @@ def measure_alignment(
         InputError: fewer than two grades, an essay without a score or standard error, no judgment, or a judgment of an
             essay without a grade.
     """
+    return measure_and_draw(comparisons, grades, scores, ses, scale, seed=seed, n_draws=n_draws)[0]
+
+
+def measure_and_draw(
+    comparisons: Iterable[Comparison],
+    grades: Mapping[str, str],
+    scores: Mapping[str, float],
+    ses: Mapping[str, float],
+    scale: GradeScale,
+    *,
+    seed: int,
+    n_draws: int,
+) -> tuple[Alignment, AlignmentDraws]:
+    """`measure_alignment`, and the posterior draws behind its intervals, for comparing batches by draws of τ-b.
+
+    Arguments and errors are those of `measure_alignment`.
+    """
     anchors = _Graded(grades, scores, ses, scale)
     judged = sorted(
         (comparison for comparison in comparisons if comparison.status is ComparisonStatus.JUDGED),
@@ -198,7 +215,7 @@ def measure_alignment(
     true = draw_alignment(table, anchors.numbers, seed=seed, n_draws=n_draws)
     ranks = rank_intervals(draw_posterior(table, seed=seed, n_draws=n_draws, order_effect=True))
     wins, losses = (np.bincount(side, minlength=len(anchors.ids)) for side in (table.winners, table.losers))
-    return Alignment(
+    alignment = Alignment(
         grade_scale=scale.name,
         judgments=len(table),
         anchors=anchors.aligned(ranks, wins, losses),
@@ -210,6 +227,7 @@ def measure_alignment(
         neighbours=_neighbour_inversions(anchors, true),
         position=position_bias(table),
     )
+    return alignment, true
 
 
 class _Graded:

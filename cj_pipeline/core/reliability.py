@@ -88,16 +88,30 @@ def probability_better(draws: PosteriorDraws) -> FloatArray:
 def told_apart(draws: PosteriorDraws, level: float = 0.95) -> NDArray[np.bool_]:
     """(n_items, n_items) whether two items' scores differ, so that all such statements hold at once.
 
-    With m and s the posterior mean and standard deviation of a difference d, items are told apart when |m| > q s; q is
-    the `level` quantile over draws of the largest |d - m|/s among all pairs. So with probability `level` no difference
-    of the batch lies outside its m ± q s, however many pairs one looks at.
+    Raises:
+        InputError: `level` is not between 0 and 1.
+    """
+    return columns_told_apart(draws.scores, level)
+
+
+def columns_told_apart(draws: FloatArray, level: float = 0.95) -> NDArray[np.bool_]:
+    """(n, n) whether the quantities behind two columns of draws differ, so that all such statements hold at once.
+
+    With m and s the posterior mean and standard deviation of a difference d, columns are told apart when |m| > q s; q
+    is the `level` quantile over draws of the largest |d - m|/s among all pairs. So with probability `level` no
+    difference lies outside its m ± q s, however many pairs one looks at.
+
+    Args:
+        draws: (n_draws, n) posterior draws, a column per quantity.
+        level: of all statements together.
 
     Raises:
         InputError: `level` is not between 0 and 1.
     """
     _tail(level)
-    n = draws.n_items
-    centred = draws.scores - draws.means
+    n = draws.shape[1]
+    means = draws.mean(axis=0)
+    centred = draws - means
     covariance = centred.T @ centred / len(centred)
     variance = np.diag(covariance)
     spread = np.sqrt(np.maximum(variance[:, None] + variance[None, :] - 2.0 * covariance, 0.0))
@@ -111,7 +125,7 @@ def told_apart(draws: PosteriorDraws, level: float = 0.95) -> NDArray[np.bool_]:
         rows = centred[start : start + block]
         largest[start : start + block] = (np.abs(rows[:, upper[0]] - rows[:, upper[1]]) / scale).max(axis=1)
     reach = np.quantile(largest, level)
-    apart: NDArray[np.bool_] = np.abs(draws.means[:, None] - draws.means[None, :]) > reach * spread
+    apart: NDArray[np.bool_] = np.abs(means[:, None] - means[None, :]) > reach * spread
     return apart
 
 

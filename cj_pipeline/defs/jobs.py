@@ -20,19 +20,17 @@ from cj_pipeline.defs.resources import CJResource
 
 _INPUTS: Final = AssetSelection.groups("inputs")
 _RESULTS: Final = AssetSelection.groups("scoring", "results", "publishing", "eng5")
-
-# what is not about one batch is rebuilt by a job of its own
-_OF_A_BATCH: Final = AssetSelection.all() - AssetSelection.groups("calibration")
+_JUDGING: Final = AssetSelection.groups("judging")
 
 assess_batch_job = define_asset_job(
     "assess_batch_job",
-    selection=_OF_A_BATCH,
+    selection=_INPUTS | _JUDGING | _RESULTS,
     executor_def=in_process_executor,
     description="The whole batch: inputs and their checks, waves to a stop, scores, grades, publication.",
 )
 continue_batch_job = define_asset_job(
     "continue_batch_job",
-    selection=AssetSelection.groups("judging") | _RESULTS,
+    selection=_JUDGING | _RESULTS,
     executor_def=in_process_executor,
     description="Go on with a batch: the same without its inputs and their checks.",
 )
@@ -41,6 +39,12 @@ rescore_batch_job = define_asset_job(
     selection=_RESULTS,
     executor_def=in_process_executor,
     description="Scores, grades and publication from the judgments on record. No call is made.",
+)
+alignment_leaderboard_job = define_asset_job(
+    "alignment_leaderboard_job",
+    selection=AssetSelection.assets("alignment_leaderboard"),
+    executor_def=in_process_executor,
+    description="Rebuild the leaderboard of judges and prompts from the ledger. No call is made.",
 )
 
 
@@ -72,5 +76,6 @@ JOBS: Final[list[JobDefinition | UnresolvedAssetJobDefinition]] = [
     assess_batch_job,
     continue_batch_job,
     rescore_batch_job,
+    alignment_leaderboard_job,
     ingest_batch_job,
 ]

@@ -4,6 +4,7 @@ A tick decides and launches; work happens in runs. The ledger is the truth, Dags
 """
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -26,11 +27,19 @@ from dagster import (
 
 from cj_pipeline.core.completion import decide_silent
 from cj_pipeline.core.errors import CJError
-from cj_pipeline.core.models import BatchStatus
+from cj_pipeline.core.models import BatchKind, BatchStatus
+from cj_pipeline.defs.backfills import batches_awaiting_backfill
 from cj_pipeline.defs.inbox import claim_settled_folders, open_claims, reject_claim
-from cj_pipeline.defs.jobs import assess_batch_job, continue_batch_job, ingest_batch_job, job_for
+from cj_pipeline.defs.jobs import (
+    alignment_leaderboard_job,
+    assess_batch_job,
+    continue_batch_job,
+    ingest_batch_job,
+    job_for,
+)
 from cj_pipeline.defs.partitions import add_partitions
 from cj_pipeline.defs.resources import CJResource
+from cj_pipeline.eng5.leaderboard import countable_batches
 from cj_pipeline.ledger import BatchBusyError, BatchEndedError, Lease, Ledger
 from cj_pipeline.ledger.records import BatchRecord
 from cj_pipeline.settings import BatchTunables, CJSettings
@@ -92,14 +101,15 @@ def new_batch_sensor(context: SensorEvaluationContext, cj: CJResource) -> Iterat
     description="Launches every batch that still needs a run: not final, or final and not yet published.",
 )
 def continue_batch_sensor(context: SensorEvaluationContext, cj: CJResource) -> SensorResult | SkipReason:
-    """By the launch rules of the design: no live lease, no run underway, not on hold, not asked to wait."""
+    """By the launch rules of the design: no live lease, no run underway or about to be, not on hold or to wait."""
     settings = cj.settings()
     requests = []
+    awaiting = batches_awaiting_backfill(context.instance)
     with cj.ledger() as ledger:
         batches = ledger.batches()
         add_partitions(context.instance, [batch.batch_id for batch in batches])
         for batch in ledger.open_batches():
-            if batch.lease_live or batch.hold_reason is not None:
+            if batch.lease_live or batch.hold_reason is not None or batch.batch_id in awaiting:
                 continue
             launch = claim_launch(context.instance, ledger, batch, settings)
             if launch is not None:
@@ -285,10 +295,34 @@ def _resumed_since(context: RunStatusSensorContext, ledger: Ledger) -> bool:
     return any(event["event"] == "resumed" and event["at"].timestamp() > ended for event in events)
 
 
+@sensor(
+    job=alignment_leaderboard_job,
+    minimum_interval_seconds=30,
+    default_status=DefaultSensorStatus.RUNNING,
+    description="Rebuilds the leaderboard of judges and prompts when batches of anchors have finished.",
+)
+def alignment_leaderboard_sensor(context: SensorEvaluationContext, cj: CJResource) -> RunRequest | SkipReason:
+    """Once per set of finished batches, and not while others are being judged: a rebuild takes seconds a row."""
+    with cj.ledger() as ledger:
+        finished = countable_batches(ledger)
+        at_work = [
+            batch.batch_id
+            for batch in ledger.open_batches()
+            if batch.kind is BatchKind.ANCHOR_ALIGN and batch.hold_reason is None and batch.not_before is None
+        ]
+    if not finished:
+        return SkipReason("no batch of anchors judged as students has finished")
+    if at_work:
+        return SkipReason(f"{len(at_work)} batches of anchors are being judged, e.g. {at_work[0]}")
+    lines = "\n".join(f"{batch.batch_id} {batch.completed_at}" for batch in finished)
+    return RunRequest(run_key=f"leaderboard:{hashlib.sha256(lines.encode()).hexdigest()[:16]}")
+
+
 SENSORS: Final = [
     new_batch_sensor,
     continue_batch_sensor,
     provider_batch_sensor,
     batch_monitor_sensor,
     terminated_run_sensor,
+    alignment_leaderboard_sensor,
 ]

@@ -30,6 +30,11 @@ from cj_pipeline.workflow.judging import batch_instructions
 
 REPORT_NAME: Final = "alignment_report"
 
+SYSTEM: Final = "System prompt"
+TASK: Final = "What the students were asked"
+RUBRIC: Final = "Rubric"
+"""The roles of the prompts that a judge is given, as reports name them."""
+
 
 class TargetsMissedError(CJError):
     """An alignment target was missed where targets are enforced."""
@@ -148,7 +153,7 @@ def ledger_report(ledger: Ledger, batch_id: str, scale: GradeScale, targets: Ali
         alignment=alignment,
         targets=targets,
         facts=_facts(ledger, batch, tunables),
-        prompts=_prompts(ledger, batch, tunables),
+        prompts=reported_prompts(ledger, batch, tunables),
         justifications={
             record.comparison_id: record.justification
             for record in ledger.comparison_records(batch_id)
@@ -187,13 +192,14 @@ def _facts(ledger: Ledger, batch: BatchRecord, tunables: BatchTunables) -> list[
     ]
 
 
-def _prompts(ledger: Ledger, batch: BatchRecord, tunables: BatchTunables) -> list[ReportedPrompt]:
+def reported_prompts(ledger: Ledger, batch: BatchRecord, tunables: BatchTunables) -> list[ReportedPrompt]:
+    """What the judge of a batch was given besides the essays: system prompt, task and rubric, those that are there."""
     given = batch_instructions(ledger, batch)
     default = "the batch's own" if tunables.system_prompt else "the program's default"
     parts = [
-        ("System prompt", tunables.system_prompt_name or default, given.system_prompt),
-        ("What the students were asked", "the batch's own", given.student_prompt),
-        ("Rubric", tunables.judge_rubric_name or "the batch's own", given.rubric),
+        (SYSTEM, tunables.system_prompt_name or default, given.system_prompt),
+        (TASK, "the batch's own", given.student_prompt),
+        (RUBRIC, tunables.judge_rubric_name or "the batch's own", given.rubric),
     ]
     return [ReportedPrompt(role, name, text, text_sha256(text)) for role, name, text in parts if text]
 

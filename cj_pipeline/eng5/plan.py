@@ -5,7 +5,7 @@ Here: the checks that need no ledger, the budget, and what judging would bring a
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Final
@@ -63,6 +63,7 @@ class ExpectedCost:
 
     Attributes:
         per_judgment: for two essays of median length, nothing cached and without reasoning beyond a short answer.
+        per_call_at_most: for the two longest essays and an answer as long as the model may give; None if unknown.
         at_stop: for the median number of judgments of the simulated exams; None if none were simulated.
         at_budget: for the whole budget.
         never_more_than: for the whole budget, every comparison called as often as allowed, each call of the two
@@ -70,6 +71,7 @@ class ExpectedCost:
     """
 
     per_judgment: float
+    per_call_at_most: float | None
     at_stop: float | None
     at_budget: float
     never_more_than: float | None
@@ -152,6 +154,7 @@ def make_plan(
     if problems:
         raise RequestError("ENG5 plan", problems)
     accuracy = _expected_accuracy(inventory, scale, tunables, budget, replications, progress)
+    documents = [anchor.document for anchor in inventory.anchors] + [one.document for one in inventory.students]
     return Plan(
         inventory=inventory,
         judge=judge,
@@ -161,7 +164,15 @@ def make_plan(
         stop_rule=tunables.stop_rule.value,
         warnings=(*judge_warnings(judge, setup, today=today), *_student_warnings(inventory)),
         accuracy=accuracy,
-        cost=_expected_cost(settings, inventory, tunables, judge, budget, accuracy, today),
+        cost=expected_cost(
+            settings,
+            [document.text for document in documents],
+            tunables,
+            judge,
+            budget,
+            stop_after=None if accuracy is None else accuracy.stopped[1],
+            today=today,
+        ),
     )
 
 
@@ -195,15 +206,27 @@ def _expected_accuracy(
     )
 
 
-def _expected_cost(
+def expected_cost(
     settings: CJSettings,
-    inventory: Inventory,
+    texts: Sequence[str],
     tunables: BatchTunables,
     judge: str,
     budget: int,
-    accuracy: ExpectedAccuracy | None,
+    *,
+    stop_after: float | None,
     today: date,
 ) -> ExpectedCost | None:
+    """What a judge would cost for a batch of these essays; None if it is simulated or has no known price.
+
+    Args:
+        settings: of the process: where prices are.
+        texts: of the essays, at least two.
+        tunables: of the batch: what the judge reads and how it answers.
+        judge: a simulated profile, or PROVIDER/MODEL.
+        budget: comparisons.
+        stop_after: judgments after which the stop rule is expected to end the batch, if known.
+        today: decides which prices hold.
+    """
     from cj_pipeline.judges.transport import expected_usage
 
     named = provider_and_model(judge)
@@ -211,17 +234,17 @@ def _expected_cost(
     price = setup.prices.price_of(*named, today) if named is not None and setup.prices is not None else None
     if price is None:
         return None
-    documents = [anchor.document for anchor in inventory.anchors] + [one.document for one in inventory.students]
-    texts = sorted((document.text for document in documents), key=len)
-    typical = texts[len(texts) // 2]
+    by_length = sorted(texts, key=len)
+    typical = by_length[len(by_length) // 2]
     instructions = judge_instructions(None, tunables)
     in_job = tunables.llm_batching_mode is BatchingMode.PROVIDER_BATCH_API
     each = cost_usd(price, expected_usage(build_prompt(instructions, typical, typical)), batch=in_job) or 0.0
-    longest = build_prompt(instructions, texts[-1], texts[-2])
+    longest = build_prompt(instructions, by_length[-1], by_length[-2])
     most = open_judge(judge, setup).upper_bound_usd(longest, in_job=in_job)
     return ExpectedCost(
         per_judgment=each,
-        at_stop=None if accuracy is None else each * accuracy.stopped[1],
+        per_call_at_most=most,
+        at_stop=None if stop_after is None else each * stop_after,
         at_budget=each * budget,
         never_more_than=None if most is None else most * budget * tunables.max_judgment_attempts,
     )

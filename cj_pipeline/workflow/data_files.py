@@ -21,7 +21,7 @@ import yaml
 
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.workflow.documents import decoded, read_bytes
-from cj_pipeline.workflow.problems import listed, name_in, noted, quoted
+from cj_pipeline.workflow.problems import listed, name_in, noted, quoted, shown
 
 MAX_TABLE_BYTES: Final = 100 * 1024 * 1024
 MAX_YAML_BYTES: Final = 1024 * 1024
@@ -221,6 +221,23 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _TextLoader(_UniqueKeyLoader):
+    """Takes every scalar for the text it is written as: `010` is neither 10 nor, as YAML 1.1 has it, 8."""
+
+
+_TextLoader.yaml_implicit_resolvers = {}
+
+
+def read_text_yaml(path: Path) -> Any:
+    """What a YAML file holds, every scalar as text; mappings and lists as they are.
+
+    Raises:
+        InputError: the file is missing, too large, not UTF-8 or not well-formed YAML, or states a key twice.
+    """
+    name = shown(path.name)
+    return _parsed_yaml(decoded(read_bytes(path, path.parent, MAX_YAML_BYTES), name), name, _TextLoader)
+
+
 def read_mapping(folder: Path, file_name: str, known: Sequence[str], problems: list[str]) -> dict[str, Any] | None:
     """A YAML file's mapping; None if there is no such file or, noted, it cannot be read. Notes unknown keys."""
     path = folder / file_name
@@ -242,10 +259,10 @@ def read_mapping(folder: Path, file_name: str, known: Sequence[str], problems: l
     return None
 
 
-def _parsed_yaml(text: str, name: str) -> Any:
+def _parsed_yaml(text: str, name: str, loader: type[yaml.SafeLoader] = _UniqueKeyLoader) -> Any:
     try:
         _refuse_costly_yaml(text, name)
-        return yaml.load(text, Loader=_UniqueKeyLoader)
+        return yaml.load(text, Loader=loader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{name}{line}: is not well-formed YAML ({error.problem}): correct it there") from None

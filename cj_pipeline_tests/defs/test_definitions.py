@@ -21,6 +21,7 @@ from dagster import (
 from cj_pipeline.definitions import build_definitions, defs
 from cj_pipeline.defs.partitions import CJ_BATCH
 from cj_pipeline.eng5.calibration_files import BANK_TABLE, NIGHTS_TABLE
+from cj_pipeline.eng5.leaderboard import ALIGNMENT_LEADERBOARD
 from cj_pipeline.workflow import frames
 from cj_pipeline_tests.defs.stage import ROOT, Stage
 
@@ -39,8 +40,10 @@ GROUPS = {
     "assessment_run": "eng5",
     "anchor_bank": "calibration",
     "anchor_calibration_history": "calibration",
+    "alignment_leaderboard": "eng5_across_batches",
 }
-UNPARTITIONED = {"anchor_bank", "anchor_calibration_history"}
+ACROSS_BATCHES = {"anchor_bank", "anchor_calibration_history", "alignment_leaderboard"}
+"""Unpartitioned: about all batches, and so in no job that advances one."""
 TABLES = {
     "essays": frames.ESSAYS,
     "anchors": frames.ESSAYS,
@@ -53,6 +56,7 @@ TABLES = {
     "grade_projections": frames.GRADE_PROJECTIONS,
     "anchor_bank": BANK_TABLE,
     "anchor_calibration_history": NIGHTS_TABLE,
+    "alignment_leaderboard": ALIGNMENT_LEADERBOARD,
 }
 CHECKS = {
     "essays_expectations": "essays",
@@ -133,7 +137,7 @@ def test_every_asset_says_what_it_is_whose_it_is_and_what_made_it() -> None:
         assert spec.kinds, name
         assert spec.description and len(spec.description) > 20, name
         assert spec.code_version, name
-        assert spec.partitions_def == (None if name in UNPARTITIONED else CJ_BATCH), name
+        assert spec.partitions_def == (None if name in ACROSS_BATCHES else CJ_BATCH), name
 
 
 def test_every_tabular_asset_shows_the_columns_it_has() -> None:
@@ -158,7 +162,7 @@ def test_every_check_belongs_to_its_asset_and_partition_and_only_the_last_ones_b
     last = {name for name, asset in CHECKS.items() if asset == "alignment_report"}
     assert {name for name, spec in specs.items() if spec.blocking} == {"batch_succeeded", *last}
     for name, spec in specs.items():
-        assert spec.partitions_def == (None if CHECKS[name] in UNPARTITIONED else CJ_BATCH), name
+        assert spec.partitions_def == (None if CHECKS[name] in ACROSS_BATCHES else CJ_BATCH), name
         assert spec.description, name
 
 
@@ -184,6 +188,7 @@ def _selected(job: str) -> tuple[set[str], set[str]]:
         ("continue_batch_job", {"judging", "scoring", "results", "publishing", "eng5"}),
         ("rescore_batch_job", {"scoring", "results", "publishing", "eng5"}),
         ("calibration_history_job", {"calibration"}),
+        ("alignment_leaderboard_job", {"eng5_across_batches"}),
     ],
 )
 def test_a_job_has_its_groups_and_the_checks_of_its_assets(job: str, groups: set[str]) -> None:
@@ -194,7 +199,7 @@ def test_a_job_has_its_groups_and_the_checks_of_its_assets(job: str, groups: set
 
 def test_runs_stay_in_one_process() -> None:
     jobs = [job for job in defs.resolve_all_job_defs() if not job.name.startswith("__")]
-    assert len(jobs) == 10
+    assert len(jobs) == 11
     assert {job.executor_def.name for job in [*jobs, defs.resolve_implicit_global_asset_job_def()]} == {
         in_process_executor.name
     }
@@ -219,6 +224,7 @@ def test_all_sensors_run_without_being_switched_on() -> None:
             "provider_batch_sensor",
             "batch_monitor_sensor",
             "terminated_run_sensor",
+            "alignment_leaderboard_sensor",
         ],
         DefaultSensorStatus.RUNNING,
     )
