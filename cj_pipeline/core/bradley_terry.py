@@ -37,9 +37,10 @@ from numpy.typing import ArrayLike, NDArray
 from cj_pipeline.core.bradley_terry_mode import Information, Mode, find_mode
 from cj_pipeline.core.diagnostics import SeSummary, bt_se_summary
 from cj_pipeline.core.errors import InputError, listed
+from cj_pipeline.core.expectation_propagation import propagate
 from cj_pipeline.core.models import Comparison, ComparisonStatus, Winner
 from cj_pipeline.core.pair_counts import PairCounts, count_pairs, require_finite_estimate, strong_components
-from cj_pipeline.core.prior_width import checked_width, log_marginal, width_posterior
+from cj_pipeline.core.prior_width import checked_width, width_posterior
 from cj_pipeline.core.score_prior import AnchoredPrior, IndependentPrior, KnownItems, ScorePrior
 from cj_pipeline.core.sparse_bradley_terry import (
     SparseMode,
@@ -333,8 +334,8 @@ def fit_bradley_terry(
         losers: (n_judgments,) integers, the index of the item that lost it.
         n_items: number of items; indices are 0 … n_items - 1. Items without judgments are allowed under a prior.
         weights: (n_judgments,) positive multiplicities; a weight of 2 is the judgment given twice.
-        prior_sd: "fitted": scores ~ N(0, σ²) independently, log σ ~ N(log 2, 1), the posterior of σ by the
-            corrected Laplace approximation (see the module) on an adaptive grid; the scores are the mode at
+        prior_sd: "fitted": scores ~ N(0, σ²) independently, log σ ~ N(log 2, 1), the posterior of σ by
+            expectation propagation (see `prior_width`) on an adaptive grid; the scores are the mode at
             exp(E[log σ]), and their covariance includes their spread over σ. Every item gets a finite score.
             A number: the mode under N(0, prior_sd²), logits. None: maximum likelihood.
         winner_first: (n_judgments,) booleans, whether the winner was the item read first. Given, the advantage of
@@ -417,17 +418,15 @@ def log_marginal_likelihood(
     winner_first: ArrayLike | None = None,
     known: KnownItems | None = None,
 ) -> float:
-    """log P(judgments | prior_sd), the scores integrated out: Laplace, with every pair's own factor integrated exactly.
+    """log P(judgments | prior_sd), the scores integrated out by expectation propagation (`expectation_propagation`).
 
-    log P ≈ log L(s) - |s|²/(2σ²) - n log σ - ½ log det H, with s the mode under N(0, σ²) and H the information
-    matrix plus 1/σ² (Tierney & Kadane 1986); the powers of 2π cancel. A fitted order effect is one dimension more.
-    With known items the prior is theirs, and the value is up to a constant that depends on them alone.
+    A fitted order effect is integrated out as well. With known items the prior is theirs, and the value is up to a
+    constant that depends on them alone.
 
     Args and errors as in `fit_bradley_terry`.
     """
     pairs = count_pairs(winners, losers, n_items, weights, winner_first)
-    prior = _prior(checked_width(prior_sd), known, pairs.n_items)
-    return log_marginal(pairs, prior, prior.start(pairs.n_items), 0.0)[0]
+    return propagate(pairs, _prior(checked_width(prior_sd), known, pairs.n_items)).log_evidence
 
 
 def compute_bt_scores_and_se(

@@ -92,23 +92,27 @@ class Information:
 
     def stiffened_inverse(self) -> FloatArray:
         """(n_items, n_items) covariance of the scores, up to shifts of whole components, the advantage integrated."""
+        lower = np.tril(self._lower_inverse())
+        inverse: FloatArray = lower + np.tril(lower, -1).T
+        return inverse + np.outer(self.border, self.border) * self.advantage_variance
+
+    def _lower_inverse(self) -> FloatArray:
+        """Lower triangle of the inverse of the factorised block; what is above the diagonal is of no meaning."""
         from scipy.linalg.lapack import dpotri
 
-        half, _ = dpotri(self.factor[0], lower=True)
-        inverse: FloatArray = np.tril(half)
-        inverse += np.tril(half, -1).T
-        return inverse + np.outer(self.border, self.border) * self.advantage_variance
+        inverse: FloatArray = dpotri(self.factor[0], lower=True)[0]
+        return inverse
 
     def predictor_variances(self) -> FloatArray:
         """(n_pairs,) variance of each pair's predictor: difference of scores, with the advantage as it was read."""
         pairs = self.pairs
         # a shift common to a component cancels in differences, so the stiffened inverse serves
-        inverse = self.stiffened_inverse()
-        own = np.diag(inverse)
-        variances: FloatArray = own[pairs.first] + own[pairs.second] - 2.0 * inverse[pairs.first, pairs.second]
+        lower = self._lower_inverse()
+        own = np.diag(lower)
+        variances: FloatArray = own[pairs.first] + own[pairs.second] - 2.0 * lower[pairs.second, pairs.first]
         if pairs.ordered:
             slope = self.border[pairs.first] - self.border[pairs.second]
-            variances += (1.0 - 2.0 * pairs.order * slope) * self.advantage_variance
+            variances += (1.0 - pairs.order * slope) ** 2 * self.advantage_variance
         return variances
 
     def inverse(self) -> FloatArray:

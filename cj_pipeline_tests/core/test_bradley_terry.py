@@ -275,7 +275,7 @@ def test_a_single_item_scores_zero_with_no_error():
 @pytest.mark.parametrize(("won", "lost"), [(6, 4), (20, 10), (3, 1)])
 @pytest.mark.parametrize("prior_sd", [0.3, 1.0, 4.0])
 def test_the_marginal_likelihood_of_two_items_is_that_of_numerical_integration(won, lost, prior_sd):
-    # only the difference d ~ N(0, 2 sd²) matters, so the correction for the pair's factor leaves nothing
+    # only the difference d ~ N(0, 2 sd²) matters, and one pair has one site, which is exact
     d = np.linspace(-100, 100, 200_001)
     log_integrand = -won * np.logaddexp(0, -d) - lost * np.logaddexp(0, d) - d**2 / (4 * prior_sd**2)
     exact = np.log(np.trapezoid(np.exp(log_integrand), d) / np.sqrt(4 * np.pi * prior_sd**2))
@@ -444,6 +444,11 @@ JUDGMENTS = st.lists(
 PRIORS = st.sampled_from([0.5, 2.0, "fitted"])
 
 
+def rounding(prior_sd):
+    """Logits by which rounding may move a score: a fitted width is that of sweeps that stop at a tolerance."""
+    return 1e-6 if prior_sd == "fitted" else 1e-9
+
+
 @settings(max_examples=40, deadline=None)
 @given(JUDGMENTS, PRIORS)
 def test_a_weight_is_the_judgment_repeated(judgments, prior_sd):
@@ -462,8 +467,8 @@ def test_reversing_every_judgment_reverses_every_score_and_keeps_every_error(jud
     winners, losers, weights = judgments
     fit = fit_bradley_terry(winners, losers, N_ITEMS, weights=weights, prior_sd=prior_sd)
     reverse = fit_bradley_terry(losers, winners, N_ITEMS, weights=weights, prior_sd=prior_sd)
-    np.testing.assert_allclose(reverse.scores, -fit.scores, atol=1e-9)
-    np.testing.assert_allclose(reverse.standard_errors(), fit.standard_errors(), atol=1e-9)
+    np.testing.assert_allclose(reverse.scores, -fit.scores, atol=rounding(prior_sd))
+    np.testing.assert_allclose(reverse.standard_errors(), fit.standard_errors(), atol=rounding(prior_sd))
 
 
 @settings(max_examples=40, deadline=None)
@@ -473,8 +478,10 @@ def test_renaming_the_items_renames_the_result(judgments, prior_sd, renaming):
     names = np.array(renaming)
     fit = fit_bradley_terry(winners, losers, N_ITEMS, weights=weights, prior_sd=prior_sd)
     renamed = fit_bradley_terry(names[winners], names[losers], N_ITEMS, weights=weights, prior_sd=prior_sd)
-    np.testing.assert_allclose(renamed.scores[names], fit.scores, atol=1e-9)
-    np.testing.assert_allclose(renamed.covariance()[np.ix_(names, names)], fit.covariance(), atol=1e-8)
+    np.testing.assert_allclose(renamed.scores[names], fit.scores, atol=rounding(prior_sd))
+    np.testing.assert_allclose(
+        renamed.covariance()[np.ix_(names, names)], fit.covariance(), atol=10 * rounding(prior_sd)
+    )
 
 
 @settings(max_examples=60, deadline=None)
