@@ -72,6 +72,8 @@ class WidthPosterior:
         scores: (k, n_items) the mode at each width.
         advantages: (k,) the first position's advantage at each.
         sites: what to start expectation propagation from at each.
+        means: (k, n_items) of the posterior at each, by expectation propagation, summing to zero.
+        variances: (k, n_items) of it, logits².
         iterations: Newton steps and sweeps of expectation propagation taken.
     """
 
@@ -81,6 +83,8 @@ class WidthPosterior:
     scores: FloatArray
     advantages: FloatArray
     sites: tuple[Sites, ...]
+    means: FloatArray
+    variances: FloatArray
     iterations: int
 
     @property
@@ -107,6 +111,12 @@ class WidthPosterior:
         cumulative = np.cumsum(density) / density.sum()
         low, high = np.interp([0.025, 0.975], cumulative, fine)
         return exp(_HYPER_MEAN + float(low)), exp(_HYPER_MEAN + float(high))
+
+    def moments(self) -> tuple[FloatArray, FloatArray]:
+        """(n_items,) posterior means and standard deviations of centred scores, logits, the width integrated out."""
+        mean = self.masses @ self.means
+        variance = self.masses @ (self.variances + (self.means - mean) ** 2)
+        return mean, np.sqrt(np.maximum(variance, 0.0))
 
     def score_spread(self) -> FloatArray:
         """(n_items, k) matrix S with S Sᵀ the covariance of the modes over the posterior of σ."""
@@ -153,6 +163,7 @@ class _Lattice:
         self.modes: dict[float, tuple[FloatArray, float]] = {}
         self.laplace: dict[float, float] = {}
         self.sites: dict[float, Sites] = {}
+        self.moments: dict[float, tuple[FloatArray, FloatArray]] = {}
         self.log_density: dict[float, float] = {}
         self.iterations = 0
 
@@ -214,6 +225,7 @@ class _Lattice:
     def _propagate(self, offset: float) -> None:
         found = propagate(self.pairs, self.prior_of(exp(_HYPER_MEAN + offset)), self._sites_near(offset))
         self.sites[offset] = found.sites
+        self.moments[offset] = found.centred_moments()
         self.log_density[offset] = found.log_evidence + self.log_prior(_HYPER_MEAN + offset)
         self.iterations += found.sweeps
         if offset not in self.modes:
@@ -245,5 +257,7 @@ class _Lattice:
             scores=np.array([self.modes[offset][0] for offset in offsets]),
             advantages=np.array([self.modes[offset][1] for offset in offsets]),
             sites=tuple(self.sites[offset] for offset in offsets),
+            means=np.array([self.moments[offset][0] for offset in offsets]),
+            variances=np.array([self.moments[offset][1] for offset in offsets]),
             iterations=self.iterations,
         )
