@@ -6,7 +6,7 @@ by random matching, or nearest neighbours in the scores so far (no pair twice), 
 judged once. *Coverage*: how often 95 % intervals of centred scores hold the truth: posterior draws, and for comparison
 score ± 1.96 SE of maximum likelihood (where finite; the share of batches is given) and of the fitted prior's mode.
 Beside it, for posterior means ("mean") and the fit's scores ("mode"): the slope of estimates on centred truth, RMSE;
-the fitted width; and seconds that the draws and the fit took.
+exp E[log σ] of the fit and of the draws; and seconds that the draws and the fit took.
 
 "Wide" split-half scores the halves under a prior of 5 logits, which stands in for maximum likelihood (seldom finite in
 halves). Behind each mean, ± its Monte Carlo standard error over replications; in brackets over how many, where a figure
@@ -132,7 +132,8 @@ def coverage_table(options: argparse.Namespace) -> None:
         "slope, mode",
         "RMSE, mean",
         "RMSE, mode",
-        "prior sd",
+        "prior sd, fit",
+        "prior sd, draws",
         "s, draws",
         "s, fit",
     )
@@ -185,6 +186,7 @@ def coverage_row(truth: np.ndarray, table: JudgmentTable, seed: int, draws: int)
         *(float(estimate @ centred / (centred @ centred)) for estimate in (drawn.means, mode.scores)),
         *(float(np.sqrt(np.mean((estimate - centred) ** 2))) for estimate in (drawn.means, mode.scores)),
         mode.prior_sd or np.nan,
+        float(np.exp(np.log(drawn.widths).mean())),
         took,
         fitted,
     ]

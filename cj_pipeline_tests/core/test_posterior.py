@@ -212,8 +212,8 @@ def test_propagation_agrees_with_gibbs_where_judgments_are_many_and_says_what_it
 
 @pytest.mark.parametrize("prior", ["lognormal", "flat"])
 def test_propagation_agrees_with_gibbs_on_a_wide_scale_with_few_judgments_the_width_integrated(prior):
-    _, table = simulated(16, 8, 4.0, seed=15)
-    gibbs = draw_posterior(table, seed=1, n_draws=4000, thin=1, width_prior=prior)
+    _, table = simulated(16, 12, 3.0, seed=15)
+    gibbs = draw_posterior(table, seed=1, n_draws=3000, thin=1, width_prior=prior)
     drawn = draw_posterior(table, seed=2, n_draws=2000, width_prior=prior, gibbs_up_to=0)
     spread = gibbs.scores.std(axis=0)
     assert np.abs((drawn.means - gibbs.means) / spread).max() < 0.2
