@@ -59,7 +59,9 @@ def drawn_essays(scores: pl.DataFrame, projections: pl.DataFrame) -> list[Essay]
 
 
 def _interval(low: float | None, high: float | None) -> tuple[float, float] | None:
-    return (low, high) if is_number(low) and is_number(high) else None
+    if low is None or high is None or not (is_number(low) and is_number(high)):
+        return None
+    return low, high
 
 
 def scale_order(projections: pl.DataFrame, essays: Sequence[Essay]) -> list[str]:
