@@ -5,16 +5,20 @@ scores and truth, and beside the coefficients of the literature, for pure noise 
 by random matching, or nearest neighbours in the scores so far (no pair twice), each in rounds where every essay is
 judged once. *Coverage*: how often 95 % intervals of centred scores hold the truth: posterior draws, and for comparison
 score ± 1.96 SE of maximum likelihood (where finite; the share of batches is given) and of the fitted prior's mode.
+Beside it, for posterior means ("mean") and the fit's scores ("mode"): the slope of estimates on centred truth, RMSE;
+exp E[log σ] of the fit and of the draws; and seconds that the draws and the fit took.
 
 "Wide" split-half scores the halves under a prior of 5 logits, which stands in for maximum likelihood (seldom finite in
 halves). Behind each mean, ± its Monte Carlo standard error over replications; in brackets over how many, where a figure
 does not always exist. Seeds are a function of --seed, the cell and the replication.
 
 Run: OPENBLAS_NUM_THREADS=1 python benchmarks/reliability.py [--replications 8] [--essays 24] [--seed 1]
+     [--designs random nearest] [--truth FILE.csv]
 About 5 minutes on one core at the defaults; 400 replications for final figures.
 """
 
 import argparse
+import csv
 import sys
 import time
 import zlib
@@ -54,6 +58,10 @@ def main() -> None:
     parser.add_argument("--judgments", type=int, nargs="+", default=[4, 10, 20], help="per essay, coverage table")
     parser.add_argument("--draws", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--designs", choices=DESIGNS, nargs="+", default=DESIGNS, help="of the coverage table")
+    parser.add_argument(
+        "--truth", type=Path, help="coverage table: take true scores from this file's column theta_true"
+    )
     parser.add_argument("--only", choices=("reliability", "coverage"))
     options = parser.parse_args()
     began = time.perf_counter()
@@ -114,45 +122,83 @@ def reliability_row(truth: np.ndarray, table: JudgmentTable, seed: int, draws: i
 
 def coverage_table(options: argparse.Namespace) -> None:
     """Print the coverage of 95 % intervals."""
-    columns = ("posterior", "mode ± 1.96 SE", "ML ± 1.96 SE", "ML finite", "mean width")
+    columns = (
+        "posterior",
+        "mode ± 1.96 SE",
+        "ML ± 1.96 SE",
+        "ML finite",
+        "mean width",
+        "slope, mean",
+        "slope, mode",
+        "RMSE, mean",
+        "RMSE, mode",
+        "prior sd, fit",
+        "prior sd, draws",
+        "s, draws",
+        "s, fit",
+    )
+    given = None if options.truth is None else theta_true(options.truth)
+    n = options.essays if given is None else given.size
     print(
-        f"\nCoverage of 95 % intervals, {options.essays} essays\n{'  sd  per essay  pairs  ':26}"
+        f"\nCoverage of 95 % intervals, {n} essays\n{'  sd  per essay  pairs  ':26}"
         + "".join(f"{c:>17}" for c in columns)
     )
-    n = options.essays
-    for sd in options.sds:
+    for sd in options.sds if given is None else [float(given.std())]:
         for rounds in options.judgments:
-            for design in DESIGNS:
+            for design in options.designs:
                 rows = []
                 for replication in range(options.replications):
-                    truth, table, seed = simulate(options.seed, n, sd, design, rounds, replication)
+                    truth, table, seed = simulate(options.seed, n, sd, design, rounds, replication, given)
                     rows.append(coverage_row(truth, table, seed, options.draws))
                 cells = "".join(f"{mean_and_error([row[k] for row in rows]):>17}" for k in range(len(columns)))
                 print(f"{sd:4.1f} {rounds:10d}  {design:9}{cells}", flush=True)
 
 
+def theta_true(path: Path) -> np.ndarray:
+    """The column theta_true of a CSV file, logits."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return np.array([float(row["theta_true"]) for row in csv.DictReader(file)])
+
+
 def coverage_row(truth: np.ndarray, table: JudgmentTable, seed: int, draws: int) -> list[float]:
-    """Shares of essays whose interval holds the centred truth."""
+    """Shares of essays whose interval holds the centred truth, and how far estimates are from it."""
     centred = truth - truth.mean()
-    intervals = score_intervals(draw_posterior(table, seed=seed, n_draws=draws))
+    began = time.perf_counter()
+    drawn = draw_posterior(table, seed=seed, n_draws=draws)
+    took = time.perf_counter() - began
+    intervals = score_intervals(drawn)
     held = np.mean((intervals[:, 0] <= centred) & (centred <= intervals[:, 1]))
+    began = time.perf_counter()
     mode = fit_bradley_terry(table.winners, table.losers, table.n_items)
+    fitted = time.perf_counter() - began
     by_mode = np.mean(np.abs(mode.scores - centred) <= 1.96 * mode.standard_errors())
     try:
         ml = fit_bradley_terry(table.winners, table.losers, table.n_items, prior_sd=None)
         by_ml, finite = np.mean(np.abs(ml.scores - centred) <= 1.96 * ml.standard_errors()), 1.0
     except SeparationError:
         by_ml, finite = np.nan, 0.0
-    return [held, by_mode, by_ml, finite, float((intervals[:, 1] - intervals[:, 0]).mean())]
+    return [
+        held,
+        by_mode,
+        by_ml,
+        finite,
+        float((intervals[:, 1] - intervals[:, 0]).mean()),
+        *(float(estimate @ centred / (centred @ centred)) for estimate in (drawn.means, mode.scores)),
+        *(float(np.sqrt(np.mean((estimate - centred) ** 2))) for estimate in (drawn.means, mode.scores)),
+        mode.prior_sd or np.nan,
+        float(np.exp(np.log(drawn.widths).mean())),
+        took,
+        fitted,
+    ]
 
 
 def simulate(
-    seed: int, n: int, sd: float, design: str, rounds: int, replication: int
+    seed: int, n: int, sd: float, design: str, rounds: int, replication: int, given: np.ndarray | None = None
 ) -> tuple[np.ndarray, JudgmentTable, int]:
-    """True scores, the judgments of a perfect judge, and a seed for what is computed from them."""
+    """True scores (drawn if not given), the judgments of a perfect judge, and a seed for what is computed from them."""
     cell = zlib.crc32(f"{n} {sd} {design} {rounds}".encode())
     rng = np.random.default_rng([seed, cell, replication])
-    truth = sd * rng.standard_normal(n)
+    truth = sd * rng.standard_normal(n) if given is None else given
     winners: list[int] = []
     losers: list[int] = []
     seen: set[tuple[int, int]] = set()

@@ -21,8 +21,6 @@ References:
         effects. Biometrics 33, 693-702.
     Ford, L. R. (1957). Solution of a ranking problem from binary comparisons. American Mathematical Monthly 64(8),
         part 2, 28-33.
-    Tierney, L. & Kadane, J. B. (1986). Accurate approximations for posterior moments and marginal densities.
-        Journal of the American Statistical Association 81, 82-86.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -37,9 +35,10 @@ from numpy.typing import ArrayLike, NDArray
 from cj_pipeline.core.bradley_terry_mode import Information, Mode, find_mode
 from cj_pipeline.core.diagnostics import SeSummary, bt_se_summary
 from cj_pipeline.core.errors import InputError, listed
+from cj_pipeline.core.expectation_propagation import propagate
 from cj_pipeline.core.models import Comparison, ComparisonStatus, Winner
 from cj_pipeline.core.pair_counts import PairCounts, count_pairs, require_finite_estimate, strong_components
-from cj_pipeline.core.prior_width import checked_width, log_marginal, width_posterior
+from cj_pipeline.core.prior_width import checked_width, width_posterior
 from cj_pipeline.core.score_prior import AnchoredPrior, IndependentPrior, KnownItems, ScorePrior
 from cj_pipeline.core.sparse_bradley_terry import (
     SparseMode,
@@ -58,6 +57,8 @@ STEP_TOLERANCE: Final = 1e-9
 SPARSE_FROM: Final = 150
 """Items. From here on, Newton steps are sparse (`sparse_bradley_terry`), unless the prior's width or an
 order effect is fitted."""
+
+_NORMAL_95: Final = 1.959964
 
 DENSE_UP_TO: Final = 3_000
 """Items. Up to here, standard errors come from the full covariance; beyond, see `BradleyTerryFit.standard_errors`."""
@@ -100,7 +101,7 @@ class BradleyTerryFit:
         win_components: (n_items,) labels of the strongly connected components of the win graph. One label means
             that the maximum-likelihood estimate is finite (Ford 1957).
         converged: whether the last full Newton step was at most `STEP_TOLERANCE` in every item.
-        iterations: Newton steps taken in all, those on the grid of prior widths included.
+        iterations: Newton steps taken in all, with steps and sweeps on the grid of prior widths.
         prior_sd: logits; the width of the prior that the scores are at, None for maximum likelihood. With known items
             it is that of the others.
         prior_sd_interval: logits; 95 % posterior interval of a fitted width, else None.
@@ -111,6 +112,10 @@ class BradleyTerryFit:
         prior: what the scores were fitted under.
         score_spread: (n_items, k) matrix S; S Sᵀ is the covariance of the scores over the fitted width's
             posterior (of the bank scores, with known items). k is 0 when the width was not fitted.
+        posterior_means: (n_items,) logits, summing to zero; None unless the width was fitted. Means of the scores'
+            posterior, the width integrated out, by expectation propagation. `scores` are its mode at one width, which
+            lies nearer to zero on wide scales.
+        posterior_sds: (n_items,) its standard deviations, logits; None likewise.
         bank_scores: (n_items,) logits, in the bank frame, which is that of the known items' means; None without them.
     """
 
@@ -128,6 +133,8 @@ class BradleyTerryFit:
     pairs: PairCounts = field(repr=False)
     prior: ScorePrior = field(repr=False)
     score_spread: FloatArray = field(repr=False)
+    posterior_means: FloatArray | None = field(repr=False)
+    posterior_sds: FloatArray | None = field(repr=False)
     bank_scores: FloatArray | None = None
 
     def covariance(self) -> FloatArray:
@@ -156,6 +163,19 @@ class BradleyTerryFit:
             return _root(np.diag(self._covariance))
         variances = self._exact_variances if exact else self._variances
         return _root(self._in_batch_frame(variances.values))
+
+    def score_intervals(self) -> FloatArray:
+        """(n_items, 2) 95 % posterior intervals of the scores, batch frame, logits: mean ± 1.96 standard deviations.
+
+        On wide scales `scores` are off their middle, towards zero: what is one-sided does not say how one-sided it is.
+
+        Raises:
+            InputError: the prior's width was not fitted.
+        """
+        if self.posterior_means is None or self.posterior_sds is None:
+            raise InputError("posterior intervals need a fitted prior: give prior_sd='fitted'")
+        reach = _NORMAL_95 * self.posterior_sds
+        return np.stack([self.posterior_means - reach, self.posterior_means + reach], axis=1)
 
     @property
     def standard_error_accuracy(self) -> "StandardErrorAccuracy":
@@ -292,6 +312,7 @@ class BTScoringResult:
         ses: reported standard errors, logits, capped at `bt_standard_error_max`.
         ses_uncapped: the same without the cap; grades use these.
         prior_free_ses: standard errors from the judgments alone, logits; infinite for an isolated essay.
+        intervals: 95 % posterior intervals of the scores, logits (`BradleyTerryFit.score_intervals`).
         per_essay_counts: judged comparisons of each essay.
         wins, losses: of those, won and lost.
         components: label of each essay's connected component of the comparison graph; known anchors connect, too.
@@ -304,6 +325,7 @@ class BTScoringResult:
     ses: dict[str, float]
     ses_uncapped: dict[str, float]
     prior_free_ses: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
     per_essay_counts: dict[str, int]
     wins: dict[str, int]
     losses: dict[str, int]
@@ -333,8 +355,8 @@ def fit_bradley_terry(
         losers: (n_judgments,) integers, the index of the item that lost it.
         n_items: number of items; indices are 0 … n_items - 1. Items without judgments are allowed under a prior.
         weights: (n_judgments,) positive multiplicities; a weight of 2 is the judgment given twice.
-        prior_sd: "fitted": scores ~ N(0, σ²) independently, log σ ~ N(log 2, 1), the posterior of σ by the
-            corrected Laplace approximation (see the module) on an adaptive grid; the scores are the mode at
+        prior_sd: "fitted": scores ~ N(0, σ²) independently, log σ ~ N(log 2, 1), the posterior of σ by
+            expectation propagation (see `prior_width`) on an adaptive grid; the scores are the mode at
             exp(E[log σ]), and their covariance includes their spread over σ. Every item gets a finite score.
             A number: the mode under N(0, prior_sd²), logits. None: maximum likelihood.
         winner_first: (n_judgments,) booleans, whether the winner was the item read first. Given, the advantage of
@@ -356,6 +378,8 @@ def fit_bradley_terry(
     advantage_variance = 0.0
     spread: FloatArray = np.zeros((pairs.n_items, 0))
     interval: tuple[float, float] | None = None
+    means: FloatArray | None = None
+    sds: FloatArray | None = None
     iterations = 0
     width: float | None
     if prior_sd is None:
@@ -369,6 +393,7 @@ def fit_bradley_terry(
                 raise InputError(f"prior_sd {prior_sd!r} is not known: give 'fitted', a number of logits, or None")
             posterior = width_posterior(pairs, lambda width: _prior(width, known, pairs.n_items))
             width, interval, spread = posterior.centre, posterior.interval, posterior.score_spread()
+            means, sds = posterior.moments()
             iterations, advantage_variance = posterior.iterations, posterior.advantage_variance
         else:
             width = checked_width(prior_sd)
@@ -397,6 +422,8 @@ def fit_bradley_terry(
         pairs=pairs,
         prior=prior,
         score_spread=spread,
+        posterior_means=means,
+        posterior_sds=sds,
         bank_scores=None if known is None else mode.scores,
     )
 
@@ -417,17 +444,15 @@ def log_marginal_likelihood(
     winner_first: ArrayLike | None = None,
     known: KnownItems | None = None,
 ) -> float:
-    """log P(judgments | prior_sd), the scores integrated out: Laplace, with every pair's own factor integrated exactly.
+    """log P(judgments | prior_sd), the scores integrated out by expectation propagation (`expectation_propagation`).
 
-    log P ≈ log L(s) - |s|²/(2σ²) - n log σ - ½ log det H, with s the mode under N(0, σ²) and H the information
-    matrix plus 1/σ² (Tierney & Kadane 1986); the powers of 2π cancel. A fitted order effect is one dimension more.
-    With known items the prior is theirs, and the value is up to a constant that depends on them alone.
+    A fitted order effect is integrated out as well. With known items the prior is theirs, and the value is up to a
+    constant that depends on them alone.
 
     Args and errors as in `fit_bradley_terry`.
     """
     pairs = count_pairs(winners, losers, n_items, weights, winner_first)
-    prior = _prior(checked_width(prior_sd), known, pairs.n_items)
-    return log_marginal(pairs, prior, prior.start(pairs.n_items), 0.0)[0]
+    return propagate(pairs, _prior(checked_width(prior_sd), known, pairs.n_items)).log_evidence
 
 
 def compute_bt_scores_and_se(
@@ -486,6 +511,9 @@ def compute_bt_scores_and_se(
         ses=capped,
         ses_uncapped=uncapped,
         prior_free_ses=prior_free,
+        intervals={
+            essay: (low, high) for essay, (low, high) in zip(ordered_ids, fit.score_intervals().tolist(), strict=True)
+        },
         per_essay_counts={essay: wins[essay] + losses[essay] for essay in ordered_ids},
         wins=wins,
         losses=losses,

@@ -52,9 +52,14 @@ class Information:
         Raises:
             InputError: the matrix is singular to working precision.
         """
+        return cls.of_weights(pairs, pairs.weights(scores, advantage), prior)
+
+    @classmethod
+    def of_weights(cls, pairs: PairCounts, weights: FloatArray, prior: ScorePrior) -> "Information":
+        """H where predictors have the precisions `weights` (n_pairs,), logits⁻²; otherwise as `at`."""
         from scipy.linalg import cho_factor, cho_solve
 
-        matrix, between, own = pairs.information(scores, advantage)
+        matrix, between, own = pairs.information(weights)
         stiffening = prior.add_to(matrix, pairs)
         try:
             factor = cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
@@ -87,10 +92,28 @@ class Information:
 
     def stiffened_inverse(self) -> FloatArray:
         """(n_items, n_items) covariance of the scores, up to shifts of whole components, the advantage integrated."""
-        from scipy.linalg import cho_solve
-
-        inverse: FloatArray = cho_solve(self.factor, np.eye(self.pairs.n_items), check_finite=False)
+        lower = np.tril(self._lower_inverse())
+        inverse: FloatArray = lower + np.tril(lower, -1).T
         return inverse + np.outer(self.border, self.border) * self.advantage_variance
+
+    def _lower_inverse(self) -> FloatArray:
+        """Lower triangle of the inverse of the factorised block; what is above the diagonal is of no meaning."""
+        from scipy.linalg.lapack import dpotri
+
+        inverse: FloatArray = dpotri(self.factor[0], lower=True)[0]
+        return inverse
+
+    def predictor_variances(self) -> FloatArray:
+        """(n_pairs,) variance of each pair's predictor: difference of scores, with the advantage as it was read."""
+        pairs = self.pairs
+        # a shift common to a component cancels in differences, so the stiffened inverse serves
+        lower = self._lower_inverse()
+        own = np.diag(lower)
+        variances: FloatArray = own[pairs.first] + own[pairs.second] - 2.0 * lower[pairs.second, pairs.first]
+        if pairs.ordered:
+            slope = self.border[pairs.first] - self.border[pairs.second]
+            variances += (1.0 - pairs.order * slope) ** 2 * self.advantage_variance
+        return variances
 
     def inverse(self) -> FloatArray:
         """H⁻¹; without a prior its pseudo-inverse, which is centred within every component."""

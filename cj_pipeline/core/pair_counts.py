@@ -63,19 +63,33 @@ class PairCounts:
 
     def gradient(self, scores: FloatArray, advantage: float = 0.0) -> tuple[FloatArray, float]:
         """(n_items,) derivative of the log likelihood in the scores, and its derivative in the advantage."""
-        win, lose = self._probabilities(scores, advantage)
-        surplus = self.first_wins * lose - self.second_wins * win
-        return self._per_item(surplus, -surplus), float(self.order @ surplus)
+        return self.transposed(self.slopes(scores, advantage))
 
-    def information(self, scores: FloatArray, advantage: float = 0.0) -> tuple[FloatArray, FloatArray, float]:
-        """Negative Hessian of the log likelihood, in three blocks.
+    def slopes(self, scores: FloatArray, advantage: float = 0.0) -> FloatArray:
+        """(n_pairs,) derivative of the log likelihood in each pair's predictor, logits⁻¹."""
+        win, lose = self._probabilities(scores, advantage)
+        slopes: FloatArray = self.first_wins * lose - self.second_wins * win
+        return slopes
+
+    def transposed(self, values: FloatArray) -> tuple[FloatArray, float]:
+        """(n_pairs,) values carried back to what predictors are made of: (n_items,) scores, and the advantage."""
+        return self._per_item(values, -values), float(self.order @ values)
+
+    def weights(self, scores: FloatArray, advantage: float = 0.0) -> FloatArray:
+        """(n_pairs,) negative second derivative of the log likelihood in each pair's predictor, logits⁻²."""
+        win, lose = self._probabilities(scores, advantage)
+        weights: FloatArray = (self.first_wins + self.second_wins) * win * lose
+        return weights
+
+    def information(self, weight: FloatArray) -> tuple[FloatArray, FloatArray, float]:
+        """Precision of scores and advantage where predictors have the precisions `weight` (n_pairs,), in three blocks.
+
+        With `weights` it is the negative Hessian of the log likelihood.
 
         Returns:
             (n_items, n_items) of the scores, the Laplacian of the weighted graph; (n_items,) between the scores and
             the advantage, which sums to zero in every component; the advantage's own.
         """
-        win, lose = self._probabilities(scores, advantage)
-        weight = (self.first_wins + self.second_wins) * win * lose
         matrix = np.zeros((self.n_items, self.n_items))
         np.add.at(matrix, (self.first, self.second), -weight)
         matrix += matrix.T

@@ -2,7 +2,7 @@
 
 Model: P(i beats j) = logistic(score_i - score_j + γ·[i read first] - γ·[j read first]); scores independently N(0, σ²);
 a prior on the width σ; γ, the order effect, N(0, 1), or absent. Here: the draws, by Gibbs sampling for batches of up to
-`GIBBS_UP_TO_ITEMS` items and by Laplace's approximation above, and draws of Pólya–Gamma variables.
+`GIBBS_UP_TO_ITEMS` items and by expectation propagation above, and draws of Pólya–Gamma variables.
 What is read from draws (intervals, ranks, reliability) lives in `reliability`. `completion` imports none of this.
 
 The Gibbs sampler. Given Pólya–Gamma variables, one per pair, scores and γ are jointly normal (Polson, Scott & Windle
@@ -27,21 +27,24 @@ References:
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from math import exp, isfinite, log, pi
+from math import exp, inf, isfinite, log, pi
 from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cj_pipeline.core.bradley_terry import fit_bradley_terry, log_marginal_likelihood
 from cj_pipeline.core.errors import InputError
+from cj_pipeline.core.expectation_propagation import Sites, propagate
 from cj_pipeline.core.judgment_table import JudgmentTable, PairSums
+from cj_pipeline.core.pair_counts import PairCounts, count_pairs
+from cj_pipeline.core.prior_width import width_posterior
+from cj_pipeline.core.score_prior import IndependentPrior
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 GIBBS_UP_TO_ITEMS: Final = 300
-"""Above, a sweep's cubic cost makes the Laplace approximation the better buy."""
+"""Above, a sweep's cubic cost makes expectation propagation the better buy."""
 
 EXACT_COUNT: Final = 170
 """Pólya–Gamma variables are exact sums up to this many judgments of a pair; above, normal with the same moments.
@@ -55,7 +58,6 @@ _SWITCH: Final = 0.64
 _COLLAPSED_MOVES: Final = (0.3, 1.5)
 _SCALING_MOVES: Final = (0.1, 0.4, 1.2)
 _CORRECTION_SWEEPS: Final = 30
-_GRID_DROP: Final = 9.0
 _NEWTON_TOLERANCE: Final = 1e-9
 _NEWTON_STEPS: Final = 100
 
@@ -99,15 +101,15 @@ class PosteriorDraws:
         scores: (n_draws, n_items) logits, every draw summing to zero.
         widths: (n_draws,) σ, logits.
         order_effects: (n_draws,) γ, logits: the advantage of the essay read first; None if it was not in the model.
-        method: "gibbs" (exact up to Monte Carlo error) or "laplace" (normal around the mode at each width, most of the
-            skewness put back; intervals still a little narrow where judgments are few).
+        method: "gibbs" (exact up to Monte Carlo error) or "ep" (expectation propagation: normal around the mean at
+            each width, most of the skewness put back).
         width_prior: name of the prior on σ, or "fixed".
     """
 
     scores: FloatArray
     widths: FloatArray
     order_effects: FloatArray | None
-    method: Literal["gibbs", "laplace"]
+    method: Literal["gibbs", "ep"]
     width_prior: str
 
     @property
@@ -123,8 +125,8 @@ class PosteriorDraws:
 
     @cached_property
     def effective_draws(self) -> float:
-        """How many independent draws the least well mixed item score is worth (Geyer 1992); n_draws for Laplace."""
-        if self.method == "laplace":
+        """How many independent draws the least well mixed item score is worth (Geyer 1992); n_draws for EP."""
+        if self.method == "ep":
             return float(len(self.scores))
         return float(effective_sizes(self.scores).min())
 
@@ -151,7 +153,7 @@ def draw_posterior(
         width_prior: a name from `WIDTH_PRIORS`, or a number: σ fixed there, logits.
         order_effect: whether γ is in the model; the table must then know the reading order.
         burn_in, thin: sweeps left out at the start, and sweeps per returned draw (Gibbs).
-        gibbs_up_to: items; larger batches are drawn by Laplace's approximation, and `method` says so.
+        gibbs_up_to: items; larger batches are drawn by expectation propagation, and `method` says so.
 
     Raises:
         InputError: a count out of range, an unknown prior, a width that is not positive, a reading order that is
@@ -164,7 +166,7 @@ def draw_posterior(
     rng = np.random.default_rng(seed)
     if table.n_items <= gibbs_up_to:
         return _gibbs(sums, prior, order_effect, n_draws, burn_in, thin, rng)
-    return _laplace(sums, prior, order_effect, n_draws, rng)
+    return _propagated(table, prior, order_effect, n_draws, rng)
 
 
 def _width_prior(choice: str | float) -> WidthPrior:
@@ -504,37 +506,48 @@ def find_mode(sums: PairSums, width: float, *, order_effect: bool = False, start
     return Mode(estimate, factor)
 
 
-def _laplace(
-    sums: PairSums, prior: WidthPrior, order_effect: bool, n_draws: int, rng: np.random.Generator
+def _propagated(
+    table: JudgmentTable, prior: WidthPrior, order_effect: bool, n_draws: int, rng: np.random.Generator
 ) -> PosteriorDraws:
-    """Draws from normals around the modes over a grid of widths, each with its posterior mass, then made skew."""
-    from scipy.linalg import solve_triangular
-
-    n = sums.n_items
-    widths, masses = _width_masses(sums, prior)
-    counts = rng.multinomial(n_draws, masses)
-    draws, start = [], None
-    for width, count in zip(widths, counts, strict=True):
-        if not count:
-            continue
-        mode = find_mode(sums, float(width), order_effect=order_effect, start=start)
-        start = mode.estimate
-        noise = rng.standard_normal((mode.estimate.size, count))
-        draws.append(mode.estimate + solve_triangular(mode.factor, noise, lower=True, trans="T", check_finite=False).T)
+    """Draws from the normal stand-ins of the posterior over a grid of widths, each with its posterior mass."""
+    first = table.known_order() if order_effect else None
+    pairs = count_pairs(table.winners, table.losers, table.n_items, None, first)
+    grid = _width_grid(pairs, prior)
+    counts = rng.multinomial(n_draws, [mass for _, mass, _ in grid])
+    scores, advantages, widths = [], [], []
+    for (width, _, sites), count in zip(grid, counts, strict=True):
+        if count:
+            drawn, advantage = propagate(pairs, IndependentPrior(width), sites).draw(int(count), rng)
+            scores.append(drawn)
+            advantages.append(advantage)
+            widths.append(np.full(count, width))
     order = rng.permutation(n_draws)
-    drawn, drawn_widths = np.concatenate(draws)[order], np.repeat(widths, counts)[order]
-    _correct_by_metropolis(sums, drawn, drawn_widths, rng)
-    scores = drawn[:, :n]
+    drawn, widths_drawn, effects = (np.concatenate(part)[order] for part in (scores, widths, advantages))
+    _correct_by_metropolis(table.readings if order_effect else table.pairs, drawn, effects, widths_drawn, rng)
     return PosteriorDraws(
-        scores=scores - scores.mean(axis=1, keepdims=True),
-        widths=drawn_widths,
-        order_effects=drawn[:, n].copy() if order_effect else None,
-        method="laplace",
+        scores=drawn - drawn.mean(axis=1, keepdims=True),
+        widths=widths_drawn,
+        order_effects=effects if order_effect else None,
+        method="ep",
         width_prior=prior.name,
     )
 
 
-def _correct_by_metropolis(sums: PairSums, drawn: FloatArray, widths: FloatArray, rng: np.random.Generator) -> None:
+def _width_grid(pairs: PairCounts, prior: WidthPrior) -> list[tuple[float, float, Sites | None]]:
+    """Widths, their posterior masses, and where to start expectation propagation at each."""
+    if prior.low == prior.high:
+        return [(prior.low, 1.0, None)]
+
+    def log_density(log_width: float) -> float:
+        return prior.log_density(log_width) if log(prior.low) <= log_width <= log(prior.high) else -inf
+
+    found = width_posterior(pairs, IndependentPrior, log_density)
+    return list(zip(found.widths.tolist(), found.masses.tolist(), found.sites, strict=True))
+
+
+def _correct_by_metropolis(
+    sums: PairSums, drawn: FloatArray, effects: FloatArray, widths: FloatArray, rng: np.random.Generator
+) -> None:
     """Move every draw by Metropolis steps, item by item, towards the posterior at its width; in place.
 
     The real posterior is skewed away from zero, above all for items that nearly always win or lose. Most of that is in
@@ -542,12 +555,12 @@ def _correct_by_metropolis(sums: PairSums, drawn: FloatArray, widths: FloatArray
 
     Args:
         sums: the judgments.
-        drawn: (n_draws, n_items) scores, or with γ as one more column, which stays.
+        drawn: (n_draws, n_items) scores.
+        effects: (n_draws,) γ of each draw, which stays.
         widths: (n_draws,) σ of each draw.
     """
     n = sums.n_items
-    scores = np.ascontiguousarray(drawn[:, :n].T)
-    effects = drawn[:, n] if drawn.shape[1] > n else np.zeros(len(drawn))
+    scores = np.ascontiguousarray(drawn.T)
     item = np.concatenate([sums.first, sums.second])
     partner = np.concatenate([sums.second, sums.first])
     wins = np.concatenate([sums.first_wins, sums.second_wins]).astype(np.float64)
@@ -574,43 +587,7 @@ def _correct_by_metropolis(sums: PairSums, drawn: FloatArray, widths: FloatArray
             proposal = current + step * rng.standard_normal(len(drawn))
             gain = log_conditional(proposal) - log_conditional(current)
             scores[i] = np.where(-rng.standard_exponential(len(drawn)) < gain, proposal, current)
-    drawn[:, :n] = scores.T
-
-
-def _width_masses(sums: PairSums, prior: WidthPrior) -> tuple[FloatArray, FloatArray]:
-    """An even grid of log σ that covers the posterior, and its masses; from the corrected marginal likelihood.
-
-    The order effect is left out of it: it hardly bears on the width.
-    """
-    if prior.low == prior.high:
-        return np.array([prior.low]), np.array([1.0])
-    won, lost = sums.first_wins > 0, sums.second_wins > 0
-    winners = np.concatenate([sums.first[won], sums.second[lost]])
-    losers = np.concatenate([sums.second[won], sums.first[lost]])
-    weights = np.concatenate([sums.first_wins[won], sums.second_wins[lost]])
-    fit = fit_bradley_terry(winners, losers, sums.n_items, weights=weights)
-    low, high = log(prior.low), log(prior.high)
-    centre = min(max(log(fit.prior_sd or 2.0), low), high)
-    interval = fit.prior_sd_interval or (1.0, 4.0)
-    spacing = 0.8 * (log(interval[1]) - log(interval[0])) / 3.92
-
-    def density(offset: int) -> float:
-        log_width = centre + offset * spacing
-        marginal = log_marginal_likelihood(winners, losers, sums.n_items, prior_sd=exp(log_width), weights=weights)
-        return marginal + prior.log_density(log_width)
-
-    densities = {0: density(0)}
-    for direction in (-1, 1):
-        offset = direction
-        while low <= centre + offset * spacing <= high:
-            densities[offset] = density(offset)
-            if densities[offset] < max(densities.values()) - _GRID_DROP:
-                break
-            offset += direction
-    offsets = sorted(densities)
-    values = np.array([densities[offset] for offset in offsets])
-    masses = np.exp(values - values.max())
-    return np.exp(centre + np.array(offsets) * spacing), masses / masses.sum()
+    drawn[:] = scores.T
 
 
 def effective_sizes(chain: FloatArray) -> FloatArray:

@@ -192,6 +192,8 @@ BT_SCORES = Table(
         Column("score", pl.Float64, "Bradley–Terry score in logits; scores of a batch sum to zero"),
         Column("se", pl.Float64, "standard error in logits, capped at BT_STANDARD_ERROR_MAX"),
         Column("se_uncapped", pl.Float64, "standard error in logits as estimated"),
+        Column("score_low", pl.Float64, "lower end of the score's 95 % posterior interval, logits", nullable=True),
+        Column("score_high", pl.Float64, "its upper end; on wide scales the score is not in the middle", nullable=True),
         Column("se_prior_free", pl.Float64, "SE in logits from the judgments alone; null: none at all", nullable=True),
         Column("comparisons", pl.Int64, "judged comparisons of the essay"),
         Column("wins", pl.Int64, "of those, won"),

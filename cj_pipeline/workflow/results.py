@@ -285,6 +285,8 @@ def score(batch: BatchRecord, comparisons: pl.DataFrame, essays: pl.DataFrame) -
                 "score": result.scores[essay_id],
                 "se": result.ses[essay_id],
                 "se_uncapped": result.ses_uncapped[essay_id],
+                "score_low": result.intervals[essay_id][0],
+                "score_high": result.intervals[essay_id][1],
                 "se_prior_free": _finite_or_none(result.prior_free_ses[essay_id]),
                 "comparisons": result.per_essay_counts[essay_id],
                 "wins": result.wins[essay_id],

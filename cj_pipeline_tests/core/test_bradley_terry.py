@@ -28,7 +28,9 @@ from cj_pipeline.core.bradley_terry import (
 )
 from cj_pipeline.core.diagnostics import bt_se_summary
 from cj_pipeline.core.errors import DisconnectedError, InputError, SeparationError
+from cj_pipeline.core.judgment_table import judgment_table
 from cj_pipeline.core.models import Comparison, ComparisonStatus, PairMode, Winner
+from cj_pipeline.core.posterior import draw_posterior
 
 # rows beat columns: Milwaukee, Detroit, Toronto, New York, Boston, Cleveland, Baltimore
 BASEBALL = np.array(
@@ -275,7 +277,7 @@ def test_a_single_item_scores_zero_with_no_error():
 @pytest.mark.parametrize(("won", "lost"), [(6, 4), (20, 10), (3, 1)])
 @pytest.mark.parametrize("prior_sd", [0.3, 1.0, 4.0])
 def test_the_marginal_likelihood_of_two_items_is_that_of_numerical_integration(won, lost, prior_sd):
-    # only the difference d ~ N(0, 2 sd²) matters, so the correction for the pair's factor leaves nothing
+    # only the difference d ~ N(0, 2 sd²) matters, and one pair has one site, which is exact
     d = np.linspace(-100, 100, 200_001)
     log_integrand = -won * np.logaddexp(0, -d) - lost * np.logaddexp(0, d) - d**2 / (4 * prior_sd**2)
     exact = np.log(np.trapezoid(np.exp(log_integrand), d) / np.sqrt(4 * np.pi * prior_sd**2))
@@ -308,7 +310,7 @@ def test_the_marginal_likelihood_of_a_sparse_round_is_that_of_importance_samplin
     weights = np.exp(log_target - log_proposal)
     exact, noise = np.log(weights.mean()), weights.std() / weights.mean() / np.sqrt(len(weights))
     found = log_marginal_likelihood(winners, losers, n, prior_sd=prior_sd)
-    # what is left of the Laplace error runs over pairs that share an item: a few hundredths at these widths
+    # expectation propagation takes pairs that share an item as jointly normal: a few hundredths at these widths
     assert found == pytest.approx(exact, abs=0.06 + 4 * noise)
 
 
@@ -322,7 +324,7 @@ def test_one_sparse_round_of_many_essays_leaves_the_width_where_its_prior_has_it
 
 @pytest.mark.parametrize(("repeats", "tolerance"), [(1, 0.04), (4, 0.01)])
 def test_the_marginal_likelihood_of_three_items_is_that_of_numerical_integration(repeats, tolerance):
-    # the Laplace error is of order 1/judgments: about 1/33, and a quarter of it with four times as many
+    # what remains falls with the number of judgments
     wins = np.array([[0, 7, 9], [4, 0, 6], [2, 5, 0]]) * repeats
     prior_sd = 1.3
     axis = np.linspace(-7, 7, 141)  # five and more prior sds each way
@@ -338,7 +340,7 @@ def test_the_marginal_likelihood_of_three_items_is_that_of_numerical_integration
 
 
 def test_fitted_width_and_interval_agree_with_brute_force_over_scores_and_width():
-    # Tolerance: the Laplace error above, 0.01 in log density, moves these by less than 2 %
+    # one pair is integrated exactly; the lattice moves these by less than 2 %
     d = np.linspace(-100, 100, 40_001)
     log_widths = np.linspace(np.log(2) - 6, np.log(2) + 6, 601)
     likelihood = np.exp(-20 * np.logaddexp(0, -d) - 10 * np.logaddexp(0, d))
@@ -357,7 +359,7 @@ def test_fitted_width_and_interval_agree_with_brute_force_over_scores_and_width(
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_adaptive_grid_integrates_the_width_like_a_dense_one(seed):
     winners, losers = random_judgments(12, 80, seed, sd=2.0)
-    log_widths = np.linspace(np.log(2) - 4, np.log(2) + 4, 321)
+    log_widths = np.linspace(np.log(2) - 4, np.log(2) + 4, 81)
     marginals = [log_marginal_likelihood(winners, losers, 12, prior_sd=float(np.exp(t))) for t in log_widths]
     log_mass = np.array(marginals) - 0.5 * (log_widths - np.log(2)) ** 2
     mass = np.exp(log_mass - log_mass.max())
@@ -371,6 +373,24 @@ def test_the_adaptive_grid_integrates_the_width_like_a_dense_one(seed):
     assert fit.scores.tobytes() == at_centre.scores.tobytes()
     np.testing.assert_allclose(fit.covariance() - at_centre.covariance(), spread, atol=1e-4 * spread.max())
     assert spread.max() > 1e-3  # so that the comparison above sees it
+
+
+def test_score_intervals_are_those_of_gibbs_draws_on_a_wide_scale_where_the_mode_and_its_error_are_off():
+    winners, losers = random_judgments(20, 100, 6, sd=4.0)
+    fit = fit_bradley_terry(winners, losers, 20)
+    draws = draw_posterior(judgment_table(winners, losers, 20), seed=1, n_draws=2500, thin=1)
+    intervals = fit.score_intervals()
+    assert intervals.mean(axis=1) == pytest.approx(fit.posterior_means)
+    spread = draws.scores.std(axis=0)
+    # a normal curve has its ends elsewhere than a skew one, by a few tenths of a standard deviation
+    assert np.abs((fit.posterior_means - draws.means) / spread).max() < 0.25
+    assert fit.posterior_sds.mean() == pytest.approx(spread.mean(), rel=0.1)
+    assert np.linalg.norm(fit.posterior_means - draws.means) < 0.25 * np.linalg.norm(fit.scores - draws.means)
+
+
+def test_score_intervals_need_a_fitted_prior():
+    with pytest.raises(InputError, match="fitted"):
+        fit_bradley_terry([0, 1], [1, 0], 2, prior_sd=1.0).score_intervals()
 
 
 def test_the_fitted_width_recovers_the_spread_of_a_large_batch():
@@ -444,6 +464,11 @@ JUDGMENTS = st.lists(
 PRIORS = st.sampled_from([0.5, 2.0, "fitted"])
 
 
+def rounding(prior_sd):
+    """Logits by which rounding may move a score: a fitted width is that of sweeps that stop at a tolerance."""
+    return 1e-6 if prior_sd == "fitted" else 1e-9
+
+
 @settings(max_examples=40, deadline=None)
 @given(JUDGMENTS, PRIORS)
 def test_a_weight_is_the_judgment_repeated(judgments, prior_sd):
@@ -462,8 +487,8 @@ def test_reversing_every_judgment_reverses_every_score_and_keeps_every_error(jud
     winners, losers, weights = judgments
     fit = fit_bradley_terry(winners, losers, N_ITEMS, weights=weights, prior_sd=prior_sd)
     reverse = fit_bradley_terry(losers, winners, N_ITEMS, weights=weights, prior_sd=prior_sd)
-    np.testing.assert_allclose(reverse.scores, -fit.scores, atol=1e-9)
-    np.testing.assert_allclose(reverse.standard_errors(), fit.standard_errors(), atol=1e-9)
+    np.testing.assert_allclose(reverse.scores, -fit.scores, atol=rounding(prior_sd))
+    np.testing.assert_allclose(reverse.standard_errors(), fit.standard_errors(), atol=rounding(prior_sd))
 
 
 @settings(max_examples=40, deadline=None)
@@ -473,8 +498,10 @@ def test_renaming_the_items_renames_the_result(judgments, prior_sd, renaming):
     names = np.array(renaming)
     fit = fit_bradley_terry(winners, losers, N_ITEMS, weights=weights, prior_sd=prior_sd)
     renamed = fit_bradley_terry(names[winners], names[losers], N_ITEMS, weights=weights, prior_sd=prior_sd)
-    np.testing.assert_allclose(renamed.scores[names], fit.scores, atol=1e-9)
-    np.testing.assert_allclose(renamed.covariance()[np.ix_(names, names)], fit.covariance(), atol=1e-8)
+    np.testing.assert_allclose(renamed.scores[names], fit.scores, atol=rounding(prior_sd))
+    np.testing.assert_allclose(
+        renamed.covariance()[np.ix_(names, names)], fit.covariance(), atol=10 * rounding(prior_sd)
+    )
 
 
 @settings(max_examples=60, deadline=None)

@@ -117,7 +117,7 @@ def test_a_judge_who_lapses_shows_in_upsets_and_a_perfect_one_does_not():
     truth = np.linspace(-5, 5, 30)
     results = {}
     for lapse in (0.0, 0.15):
-        table = simulated(truth, 16, 5, lapse=lapse)
+        table = simulated(truth, 32, 5, lapse=lapse)
         results[lapse] = assess_fit(table, draw_posterior(table, seed=1, n_draws=200), seed=2, replications=199).upsets
     assert results[0.15].share > results[0.15].expected
     assert results[0.15].p_value < 0.05

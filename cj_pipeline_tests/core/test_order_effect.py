@@ -98,7 +98,7 @@ def test_the_marginal_likelihood_of_one_pair_read_in_both_orders_is_the_integral
     reach = 9 * prior_sd
     exact = np.log(dblquad(density, -reach, reach, -8, 8, epsabs=1e-9)[0])
     found = log_marginal_likelihood(winners, losers, 2, prior_sd=prior_sd, weights=counts, winner_first=first)
-    # the difference is integrated exactly, the advantage by Laplace
+    # two sites, of the two orders, share the difference and the advantage
     assert found == pytest.approx(exact, abs=0.12)
 
 

@@ -40,6 +40,9 @@ def made_scores(count: int, *, anchors: int = 0, ids: list[str] | None = None, *
                 "score": float(value),
                 "se": 0.3 + 0.01 * (row % 20),
                 "se_uncapped": 0.3 + 0.01 * (row % 20),
+                # farther out than in, as on a wide scale
+                "score_low": float(value) - 0.6 - 0.1 * (value < 0),
+                "score_high": float(value) + 0.6 + 0.1 * (value > 0),
                 "comparisons": 10,
                 "wins": 5,
                 "losses": 5,

@@ -302,6 +302,7 @@ def test_scores_are_those_of_the_fit_and_wins_those_of_the_rows(ledger):
         assert row["losses"] == (judged["loser_id"] == essay_id).sum()
         assert row["comparisons"] == row["wins"] + row["losses"]
         assert row["se"] == min(row["se_uncapped"], 2.0)
+        assert row["score_low"] < row["score"] < row["score_high"]
     assert scores["rank"].to_list() == list(range(1, 25))
     assert scores["score"].to_list() == sorted(scores["score"], reverse=True)
 

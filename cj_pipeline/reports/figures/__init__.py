@@ -8,9 +8,9 @@ The same frames give the same bytes. matplotlib is imported inside the functions
 its object interface only, so no display is needed and pictures may be drawn in several threads at once.
 """
 
-from cj_pipeline.reports.figures.forest import INTERVAL, forest_plot
+from cj_pipeline.reports.figures.forest import forest_plot
 from cj_pipeline.reports.figures.graph import comparison_graph_picture
 from cj_pipeline.reports.figures.sheet import SIMULATED_MARK
 from cj_pipeline.reports.figures.waves import wave_history_picture
 
-__all__ = ["INTERVAL", "SIMULATED_MARK", "comparison_graph_picture", "forest_plot", "wave_history_picture"]
+__all__ = ["SIMULATED_MARK", "comparison_graph_picture", "forest_plot", "wave_history_picture"]

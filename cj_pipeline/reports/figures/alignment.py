@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from cj_pipeline.core.alignment import Alignment, AnchorAlignment
-from cj_pipeline.reports.figures.forest import INTERVAL
 from cj_pipeline.reports.figures.sheet import (
     INK,
     LABEL_SIZE,
@@ -25,6 +24,9 @@ from cj_pipeline.reports.figures.sheet import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+INTERVAL: Final = 1.96
+"""Half-width of the drawn intervals in standard errors: 95 % of a normal distribution."""
 
 _BLUE: Final = "#0072b2"
 _RED: Final = "#c0202e"

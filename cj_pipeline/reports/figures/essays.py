@@ -27,7 +27,7 @@ class Essay:
     is_anchor: bool
     rank: int | None
     score: float
-    se: float | None
+    interval: tuple[float, float] | None
     grade: str | None
     confidence: float | None
     label: str | None
@@ -49,13 +49,19 @@ def drawn_essays(scores: pl.DataFrame, projections: pl.DataFrame) -> list[Essay]
                 is_anchor=is_anchor,
                 rank=row["rank"],
                 score=row["score"],
-                se=row["se"] if is_number(row["se"]) else None,
+                interval=_interval(row["score_low"], row["score_high"]),
                 grade=row["known_grade"] if is_anchor else projection.get("grade") if available else None,
                 confidence=projection.get("confidence") if available and not is_anchor else None,
                 label=projection.get("label") if available and not is_anchor else None,
             )
         )
     return sorted(essays, key=lambda essay: (-essay.score, essay.essay_id))
+
+
+def _interval(low: float | None, high: float | None) -> tuple[float, float] | None:
+    if low is None or high is None or not (is_number(low) and is_number(high)):
+        return None
+    return low, high
 
 
 def scale_order(projections: pl.DataFrame, essays: Sequence[Essay]) -> list[str]:

@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INTERVAL: Final = 1.96
-"""Half-width of the drawn intervals in standard errors: 95 % of a normal distribution."""
-
 _ROWS_IN_FULL: Final = 60
 _BODY_MAX: Final = 12.6
 _LABEL_PITCH: Final = 0.18
@@ -51,7 +48,7 @@ def forest_plot(scores: pl.DataFrame, projections: pl.DataFrame, *, title: str, 
     """The scale: every essay's score with its 95 % interval, best on top, coloured by grade.
 
     Args:
-        scores: rows of `frames.BT_SCORES`, one batch. Intervals are ±1.96 `se`, in logits.
+        scores: rows of `frames.BT_SCORES`, one batch. Intervals are `score_low` to `score_high`, in logits.
         projections: rows of `frames.GRADE_PROJECTIONS` of the same batch. May be empty or lack essays, whose
             grade is then not shown. The order of `probabilities` is the order of the legend.
         title: heading of the picture.
@@ -80,8 +77,8 @@ def forest_figure(scores: pl.DataFrame, projections: pl.DataFrame, *, title: str
     stride = 1 if count <= _ROWS_IN_FULL else math.ceil(_LABEL_PITCH / pitch)
     labelled = _labelled_rows([essay.is_anchor for essay in essays], stride)
 
-    sheet.note(f"Bradley–Terry score with its 95 % interval (±{INTERVAL} standard errors), best on top.")
-    for note in [*scale_notes(scores, projections, essays), *_interval_notes(scores, essays)]:
+    sheet.note("Bradley–Terry score with its 95 % interval, best on top.")
+    for note in [*scale_notes(scores, projections, essays), *_interval_notes(essays)]:
         sheet.note(note)
     if len(labelled) < count:
         sheet.note(f"All {count} essays are drawn, {len(labelled)} of them labelled.")
@@ -104,14 +101,9 @@ def _labelled_rows(is_anchor: Sequence[bool], stride: int) -> list[int]:
     return sorted(chosen)
 
 
-def _interval_notes(scores: pl.DataFrame, essays: Sequence[Essay]) -> list[str]:
-    notes = []
-    if missing := sum(essay.se is None for essay in essays):
-        notes.append(f"{counted(missing, 'essay')} without a standard error: drawn without an interval.")
-    capped = scores.filter(pl.col("se_uncapped") > pl.col("se") + 1e-9).height
-    if capped:
-        notes.append(f"The standard error of {counted(capped, 'essay')} is capped: the interval is longer than drawn.")
-    return notes
+def _interval_notes(essays: Sequence[Essay]) -> list[str]:
+    missing = sum(essay.interval is None for essay in essays)
+    return [f"{counted(missing, 'essay')} without an interval."] if missing else []
 
 
 def _write_rows(
@@ -161,8 +153,9 @@ def _confidence_text(essay: Essay) -> str:
 def _draw_intervals(axes: "Axes", essays: Sequence[Essay], colours: Mapping[str, str], pitch: float) -> None:
     """Points and bars of the forest plot, one row each, row 0 on top."""
     count = len(essays)
-    low = min(essay.score - INTERVAL * (essay.se or 0.0) for essay in essays)
-    high = max(essay.score + INTERVAL * (essay.se or 0.0) for essay in essays)
+    barred = [(row, *essay.interval) for row, essay in enumerate(essays) if essay.interval is not None]
+    low = min([essay.score for essay in essays] + [start for _, start, _ in barred])
+    high = max([essay.score for essay in essays] + [end for _, _, end in barred])
     pad = 0.04 * (high - low) or 0.5
     axes.set_xlim(low - pad, high + pad)
     axes.set_ylim(count - 0.5, -0.5)
@@ -172,11 +165,10 @@ def _draw_intervals(axes: "Axes", essays: Sequence[Essay], colours: Mapping[str,
     if count <= _ROWS_IN_FULL:
         for row in range(0, count, 2):
             axes.axhspan(row - 0.5, row + 0.5, color=STRIPE, linewidth=0, zorder=0)
-    barred = [(row, essay) for row, essay in enumerate(essays) if essay.se is not None]
     axes.hlines(
-        [row for row, _ in barred],
-        [essay.score - INTERVAL * (essay.se or 0.0) for _, essay in barred],
-        [essay.score + INTERVAL * (essay.se or 0.0) for _, essay in barred],
+        [row for row, _, _ in barred],
+        [start for _, start, _ in barred],
+        [end for _, _, end in barred],
         colors="#8b949e",
         linewidth=min(1.6, pitch * 72 * 0.35),
         zorder=2,

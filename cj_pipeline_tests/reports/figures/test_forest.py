@@ -44,10 +44,10 @@ def test_points_stand_at_the_scores_best_on_top(scores: pl.DataFrame, figure: Fi
     assert top < bottom
 
 
-def test_bars_reach_1_96_standard_errors_to_each_side(scores: pl.DataFrame, figure: Figure) -> None:
+def test_bars_are_the_posterior_intervals(scores: pl.DataFrame, figure: Figure) -> None:
     drawn = np.array(part(figure, "intervals").get_segments())
-    assert drawn[:, 0, 0] == pytest.approx((scores["score"] - 1.96 * scores["se"]).to_numpy())
-    assert drawn[:, 1, 0] == pytest.approx((scores["score"] + 1.96 * scores["se"]).to_numpy())
+    assert drawn[:, 0, 0] == pytest.approx(scores["score_low"].to_numpy())
+    assert drawn[:, 1, 0] == pytest.approx(scores["score_high"].to_numpy())
     assert drawn[:, :, 1].tolist() == [[row, row] for row in range(24)]
 
 
@@ -107,21 +107,16 @@ def test_long_ids_lose_their_middle_and_keep_their_ends() -> None:
 
 
 @pytest.mark.parametrize("missing", [None, float("nan"), float("inf")])
-def test_an_essay_without_a_standard_error_has_a_point_and_no_bar(missing: float | None) -> None:
-    scores = made_scores(6).with_columns(se=pl.when(pl.col("rank") == 2).then(pl.lit(missing)).otherwise("se"))
+def test_an_essay_without_an_interval_has_a_point_and_no_bar(missing: float | None) -> None:
+    changed = pl.when(pl.col("rank") == 2).then(pl.lit(missing)).otherwise("score_low")
+    scores = made_scores(6).with_columns(score_low=changed)
     figure = forest(scores, EMPTY_PROJECTIONS)
     assert len(points(figure)) == 6
     assert len(part(figure, "intervals").get_segments()) == 5
-    assert "1 essay without a standard error" in heading(figure)
+    assert "1 essay without an interval" in heading(figure)
 
 
-def test_capped_standard_errors_and_unconnected_parts_are_pointed_out() -> None:
-    sound = heading(forest(made_scores(6), EMPTY_PROJECTIONS))
-    assert "capped" not in sound and "parts" not in sound
-    scores = made_scores(6).with_columns(
-        se_uncapped=pl.when(pl.col("rank") == 1).then(9.0).otherwise("se_uncapped"),
-        component=pl.when(pl.col("rank") < 3).then(1).otherwise(0),
-    )
-    written = heading(forest(scores, EMPTY_PROJECTIONS))
-    assert "The standard error of 1 essay is capped" in written
-    assert "fall into 2 parts" in written
+def test_unconnected_parts_are_pointed_out() -> None:
+    assert "parts" not in heading(forest(made_scores(6), EMPTY_PROJECTIONS))
+    scores = made_scores(6).with_columns(component=pl.when(pl.col("rank") < 3).then(1).otherwise(0))
+    assert "fall into 2 parts" in heading(forest(scores, EMPTY_PROJECTIONS))
