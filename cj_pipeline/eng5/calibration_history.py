@@ -361,7 +361,7 @@ def check_night(ledger: Ledger, settings: CJSettings, now: datetime) -> NightDue
     if not batches:
         return NightDue(due, True, f"assignment {settings.calibration_assignment} has not been calibrated yet")
     last = f"; the last night that finished: {night_of(finished[-1])}" if finished else "; no night has finished yet"
-    tonight = [batch for batch in batches if night_of(batch) >= due]
+    tonight = [batch for batch in batches if night_of(batch) == due]
     if tonight:
         batch = tonight[-1]
         if batch.status.is_final:

@@ -23,6 +23,7 @@ from cj_pipeline.core.errors import CJError
 from cj_pipeline.definitions import build_definitions
 from cj_pipeline.defs.calibration import calibration_history_sensor, launch_night
 from cj_pipeline.eng5.calibration_files import read_bank
+from cj_pipeline.eng5.calibration_history import last_night_due
 from cj_pipeline.ledger import UnknownAssignmentError
 from cj_pipeline.settings import load_settings
 from cj_pipeline_tests.builders import update_batch
@@ -221,12 +222,11 @@ def test_before_the_first_night_nothing_is_made_and_nothing_fails(stage: Stage, 
 
 def test_a_failed_night_is_told_by_the_watch_and_fails_no_run(stage: Stage, instance: DagsterInstance) -> None:
     judged_night(stage, instance)
-    today = datetime.now(UTC)
-    batch_id = tick(stage, instance, today).partition_key
+    due = last_night_due(datetime.now(UTC))
+    request = tick(stage, instance, datetime(due.year, due.month, due.day, 3, tzinfo=UTC))
+    assert isinstance(request, RunRequest)
     with stage.ledger() as ledger:
-        update_batch(ledger, str(batch_id), status="FAILED", stop_reason="provider_rejected")
-        # whatever the hour is, yesterday's night has its deadline behind it
-        update_batch(ledger, BATCH, created_at=NIGHT)
+        update_batch(ledger, str(request.partition_key), status="FAILED", stop_reason="provider_rejected")
     result = rebuild(stage, instance, "calibration_watch_job")
     assert result.success
     (found,) = checks(result).values()
