@@ -156,7 +156,9 @@ def test_a_judge_whose_answers_are_never_usable_fails_the_batch(ledger):
 
 
 def test_a_judge_that_refuses_for_good_costs_one_comparison_and_a_better_one_finishes_after_reopening(ledger):
-    submit(ledger, student_count=6, anchors=5, max_comparisons=70, score_stability_threshold=0.0)
+    # a design that is to see every one of the 55 pairs
+    overrides = {"score_stability_threshold": 0.0, "pair_design": "coverage"}
+    submit(ledger, student_count=6, anchors=5, max_comparisons=70, **overrides)
     judge = Through(simulated(provider_rejected=1.0))
     done = advance(ledger, judge=judge)
     assert (done.outcome, done.status, done.stop_reason) == (Outcome.FINAL, BatchStatus.FAILED, "provider_rejected")
