@@ -254,7 +254,7 @@ def test_scoring_the_judgments_of_the_lake_gives_the_scores_stored_with_the_last
     spent(ledger)
     tunables = BatchTunables.model_validate(ledger.batch("b").settings)
     judgments = judgments_frame(comparisons_frame(ledger, "b"))
-    scores = score("b", judgments, essays_frame(ledger, "b"), tunables)
+    scores = score(ledger.batch("b"), judgments, essays_frame(ledger, "b"))
     last = ledger.waves("b")[-1]
     assert dict(zip(scores["essay_id"], scores["score"], strict=True)) == last.scores
     assert dict(zip(scores["essay_id"], scores["se_uncapped"], strict=True)) == last.ses
@@ -269,13 +269,12 @@ def test_scoring_the_judgments_of_the_lake_gives_the_scores_stored_with_the_last
 @on_sqlite
 def test_scoring_again_gives_the_same_numbers_whatever_the_order_of_the_rows(ledger):
     spent(ledger)
-    tunables = BatchTunables.model_validate(ledger.batch("b").settings)
     judgments = judgments_frame(comparisons_frame(ledger, "b"))
     essays = essays_frame(ledger, "b")
-    first = score("b", judgments, essays, tunables)
-    assert first.equals(score("b", judgments, essays, tunables))
-    assert first.equals(score("b", judgments.sample(fraction=1.0, shuffle=True, seed=3), essays, tunables))
-    assert first.equals(score("b", judgments.reverse(), essays, tunables))
+    first = score(ledger.batch("b"), judgments, essays)
+    assert first.equals(score(ledger.batch("b"), judgments, essays))
+    assert first.equals(score(ledger.batch("b"), judgments.sample(fraction=1.0, shuffle=True, seed=3), essays))
+    assert first.equals(score(ledger.batch("b"), judgments.reverse(), essays))
 
 
 @on_sqlite
