@@ -58,7 +58,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "Installing what is locked into $(VENV) ..."
 ifneq ($(UV),)
 	@uv venv --quiet --allow-existing --python $(PYTHON) $(VENV)
-	@uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	@uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 else
 	@$(PYTHON) -m venv $(VENV)
