@@ -135,6 +135,7 @@ def test_when_the_first_always_wins_the_advantage_is_large_and_finite_and_no_sco
     assert fit.converged
 
 
+@pytest.mark.slow
 def test_a_strong_order_effect_ignored_leaves_intervals_too_narrow_and_fitted_it_does_not():
     inside = {True: [], False: []}
     for seed in range(40):

@@ -35,6 +35,7 @@ def test_an_exam_spends_its_budget_and_no_more_in_waves_of_the_size_that_a_batch
         assert exam.reason == "budget_spent"
 
 
+@pytest.mark.slow
 def test_the_same_seed_plays_the_same_exams_however_many_are_played():
     two, three = play(replications=2), play(replications=3)
     assert three[:2] == two
@@ -58,6 +59,7 @@ def test_more_judgments_bring_scores_order_and_grades_nearer_to_the_truth():
     assert late.measures["adjacent"][0] > 0.9
 
 
+@pytest.mark.slow
 def test_a_judge_that_flips_coins_is_worth_less():
     careless = SMALL.model_copy(update={"lapses": 0.7})
     found = [play(exam, settings=LARGE_WAVES, budget=150, replications=6) for exam in (SMALL, careless)]
@@ -70,6 +72,7 @@ def test_without_anchors_there_are_scores_and_no_grades():
     assert set(row.measures) == {"rmse", "tau_b"}
 
 
+@pytest.mark.slow
 def test_the_stop_rule_ends_exams_before_their_budget_and_says_why():
     settings = SETTINGS.model_copy(update={"stop_rule": StopRule.STABILITY, "score_stability_threshold": 3.0})
     for exam in play(settings=settings):

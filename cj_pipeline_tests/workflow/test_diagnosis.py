@@ -64,6 +64,7 @@ def test_too_few_judgments_and_unknown_batches_are_refused(ledger):
         diagnose(ledger, "ghost")
 
 
+@pytest.mark.slow
 def test_a_judge_that_always_prefers_the_first_is_told_from_one_that_does_not(ledger):
     judged(ledger)
     assert "No position bias shown" in " ".join(diagnose(ledger, "b", replications=20, draws=60).notes)

@@ -133,6 +133,7 @@ def kill_and_resume(
     return in_flight
 
 
+@pytest.mark.slow
 @on_sqlite
 def test_a_batch_killed_at_four_random_moments_has_the_record_of_an_undisturbed_one(
     ledger, start_worker, uninterrupted

@@ -720,6 +720,7 @@ CALM = {
 }
 
 
+@pytest.mark.slow
 @on_sqlite
 def test_diagnostics_change_no_decision(ledger, other_ledger):
     # a call in ten fails for good, so that the first wave leaves essays isolated
