@@ -13,20 +13,7 @@ from pydantic import create_model
 
 from cj_pipeline.defs.partitions import add_partitions
 from cj_pipeline.defs.resources import CJResource, plain_errors
-from cj_pipeline.eng5.handlers import (
-    AlignHandler,
-    AlignOptions,
-    Desk,
-    DryRunHandler,
-    DryRunOptions,
-    ExecuteHandler,
-    ExecuteOptions,
-    ModeHandler,
-    ModeOptions,
-    Outcome,
-    PlanHandler,
-    PlanOptions,
-)
+from cj_pipeline.eng5.handlers import HANDLERS, Desk, ModeHandler, ModeOptions, Outcome
 
 
 def _config(options: type[ModeOptions]) -> type[Config]:
@@ -35,13 +22,13 @@ def _config(options: type[ModeOptions]) -> type[Config]:
     return create_model(f"{options.__name__}Config", __base__=Config, **fields)
 
 
-def _mode_job(handler: ModeHandler[Any], options: type[ModeOptions]) -> JobDefinition:
+def _mode_job(handler: ModeHandler[Any]) -> JobDefinition:
     name = "eng5_" + handler.mode.value.replace("-", "_")
-    schema: Any = _config(options).to_config_schema()
+    schema: Any = _config(handler.options).to_config_schema()
 
     @op(name=name, description=handler.__doc__, config_schema=schema)
     def run_mode(context: OpExecutionContext, cj: CJResource) -> None:
-        stated = options.model_validate(context.op_config)
+        stated = handler.options.model_validate(context.op_config)
         with plain_errors():
             done = handler.run(Desk(cj.settings(), cj.ledger, datetime.now(UTC)), stated)
         if done.submission is not None:
@@ -74,9 +61,4 @@ def _metadata(done: Outcome) -> dict[str, Any]:
     return told
 
 
-ENG5_JOBS: Final[list[JobDefinition]] = [
-    _mode_job(PlanHandler(), PlanOptions),
-    _mode_job(DryRunHandler(), DryRunOptions),
-    _mode_job(ExecuteHandler(), ExecuteOptions),
-    _mode_job(AlignHandler(), AlignOptions),
-]
+ENG5_JOBS: Final[list[JobDefinition]] = [_mode_job(handler) for handler in HANDLERS]

@@ -160,6 +160,11 @@ class ModeHandler(Protocol[Options]):
         """Its name."""
         ...
 
+    @property
+    def options(self) -> type[ModeOptions]:
+        """What `run` can be told."""
+        ...
+
     def run(self, desk: Desk, options: Options) -> Outcome:
         """Do it, up to a stored batch or a finished file.
 
@@ -173,6 +178,7 @@ class PlanHandler:
     """`plan`: inventory, validation, budget, expected accuracy and cost. Nothing is stored."""
 
     mode: Final = LookMode.PLAN
+    options: Final = PlanOptions
 
     def run(self, desk: Desk, options: PlanOptions) -> Outcome:
         """See `plan.make_plan`."""
@@ -196,6 +202,7 @@ class DryRunHandler:
     """`dry-run`: the complete artefact with stubbed judgments. No judge is called, and the ledger stays as it is."""
 
     mode: Final = RunMode.DRY_RUN
+    options: Final = DryRunOptions
 
     def run(self, desk: Desk, options: DryRunOptions) -> Outcome:
         """See `dry_run.dry_run`."""
@@ -218,6 +225,7 @@ class AlignHandler:
     """`anchor-align-test`: the anchors submitted as if they were students."""
 
     mode: Final = RunMode.ANCHOR_ALIGN_TEST
+    options: Final = AlignOptions
 
     def run(self, desk: Desk, options: AlignOptions) -> Outcome:
         """See `anchor_align.align_request`."""
@@ -239,6 +247,7 @@ class ExecuteHandler:
     """`execute`: everything looked at, anchors registered or verified, students submitted."""
 
     mode: Final = RunMode.EXECUTE
+    options: Final = ExecuteOptions
 
     def run(self, desk: Desk, options: ExecuteOptions) -> Outcome:
         """See `execute`. Any problem with an anchor, the judge or the ledger ends it before anything is spent."""

@@ -129,9 +129,15 @@ def read_and_submit(ledger: Ledger, settings: CJSettings, source: Path, **stated
 
 def request_problems(ledger: Ledger, settings: CJSettings, request: BatchRequest) -> list[str]:
     """What stands against a request, given what is registered: unknown assignment or judge, missing quality, an
-    essay that is an anchor's text, a budget above the cap.
+    essay that is an anchor's text, a budget above the cap, a design without the anchor bank it needs.
     """
+    return _examined(ledger, settings, request)[0]
+
+
+def _examined(ledger: Ledger, settings: CJSettings, request: BatchRequest) -> tuple[list[str], AnchorBank | None]:
+    """What stands against a request, and the anchor bank it is to take along, for which every night is fitted."""
     problems: list[str] = []
+    bank = None
     assignment = _assignment(ledger, request, problems)
     anchors = ledger.anchors(assignment) if assignment is not None else []
     judge_name = request.judge or DEFAULT_JUDGE
@@ -140,7 +146,7 @@ def request_problems(ledger: Ledger, settings: CJSettings, request: BatchRequest
     problems += against + _batching_problems(tunables)
     if not against:
         with noted(problems):
-            _bank(ledger, request, assignment, judge_name, tunables, settings)
+            bank = _bank(ledger, request, assignment, judge_name, tunables, settings)
     try:
         wants_quality = needs_quality(judge_name)
     except InputError:
@@ -149,7 +155,7 @@ def request_problems(ledger: Ledger, settings: CJSettings, request: BatchRequest
         resolve_budget(settings, request.overrides)
     except InputError as error:
         problems.append(str(error))
-    return problems + _essay_problems(request, anchors, wants_quality=wants_quality)
+    return problems + _essay_problems(request, anchors, wants_quality=wants_quality), bank
 
 
 def _batching_problems(tunables: BatchTunables) -> list[str]:
@@ -224,7 +230,7 @@ def submit_batch(ledger: Ledger, settings: CJSettings, request: BatchRequest) ->
         RequestError: every problem of the request at once; nothing was stored.
         InputError: the batch id exists with other content.
     """
-    problems = request_problems(ledger, settings, request)
+    problems, bank = _examined(ledger, settings, request)
     if problems:
         raise RequestError(f"batch {request.batch_id}", problems)
     assignment = None if request.assignment_id is None else ledger.assignment(request.assignment_id)
@@ -233,7 +239,6 @@ def submit_batch(ledger: Ledger, settings: CJSettings, request: BatchRequest) ->
     budget = resolve_budget(settings, request.overrides)
     tunables = _tunables(settings, request)
     setup = judge_setup(settings, tunables)
-    bank = _bank(ledger, request, assignment, judge_name, tunables, settings)
     identity = open_judge(judge_name, setup).identity
     new = NewBatch(
         batch_id=request.batch_id,
