@@ -6,7 +6,7 @@ Here: the factorised information matrix, with the order effect eliminated, and t
 
 from dataclasses import dataclass
 from math import log
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +33,13 @@ class Information:
     eliminated by its Schur complement, so that `factor` stays that of the scores' block.
 
     Attributes:
-        factor: Cholesky factor of the scores' block.
+        factor: lower Cholesky factor of the scores' block; what is above its diagonal is of no meaning.
         border: (n_items,) A⁻¹ b, with A the scores' block and b the one between scores and advantage.
         complement: information on the advantage that the scores leave, its prior included; 1/complement is its
             variance. Infinite, and border zero, without an order effect.
     """
 
-    factor: Any
+    factor: FloatArray
     pairs: PairCounts
     stiffening: Stiffening
     border: FloatArray
@@ -57,21 +57,21 @@ class Information:
     @classmethod
     def of_weights(cls, pairs: PairCounts, weights: FloatArray, prior: ScorePrior) -> "Information":
         """H where predictors have the precisions `weights` (n_pairs,), logits⁻²; otherwise as `at`."""
-        from scipy.linalg import cho_factor, cho_solve
+        from scipy.linalg.lapack import dpotrf
 
         matrix, between, own = pairs.information(weights)
         stiffening = prior.add_to(matrix, pairs)
-        try:
-            factor = cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
-        except np.linalg.LinAlgError:
+        # symmetric, so its transpose is the column-major matrix that LAPACK works on in place
+        factor, failure = dpotrf(matrix.T, lower=True, clean=False, overwrite_a=True)
+        if failure:
             raise InputError(
                 "the information matrix is singular to working precision: weights differ by too many orders of "
                 "magnitude. Rescale or drop the extreme ones"
-            ) from None
+            )
         border: FloatArray = np.zeros(pairs.n_items)
         complement = np.inf
         if pairs.ordered:
-            border = cho_solve(factor, between, check_finite=False)
+            border = _solved(factor, between)
             complement = own + ORDER_EFFECT_PRIOR_SD**-2 - float(between @ border)
         return cls(factor, pairs, stiffening, border, complement)
 
@@ -82,9 +82,7 @@ class Information:
 
     def step(self, gradient: FloatArray, advantage_gradient: float) -> tuple[FloatArray, float]:
         """The Newton step of scores and advantage, for a gradient that was `ScorePrior.centred`."""
-        from scipy.linalg import cho_solve
-
-        alone: FloatArray = cho_solve(self.factor, gradient, check_finite=False)
+        alone = _solved(self.factor, gradient)
         if not self.pairs.ordered:
             return alone, 0.0
         advantage = (advantage_gradient - float(self.border @ gradient)) / self.complement
@@ -100,7 +98,7 @@ class Information:
         """Lower triangle of the inverse of the factorised block; what is above the diagonal is of no meaning."""
         from scipy.linalg.lapack import dpotri
 
-        inverse: FloatArray = dpotri(self.factor[0], lower=True)[0]
+        inverse: FloatArray = dpotri(self.factor, lower=True)[0]
         return inverse
 
     def predictor_variances(self) -> FloatArray:
@@ -122,9 +120,17 @@ class Information:
 
     def log_determinant(self) -> float:
         """log det H, under a prior; with an order effect, of the matrix with one row and column more."""
-        stiffened = 2.0 * float(np.log(np.diag(self.factor[0])).sum())
+        stiffened = 2.0 * float(np.log(np.diag(self.factor)).sum())
         advantage = log(self.complement) if self.pairs.ordered else 0.0
         return stiffened - self.stiffening.log_determinant + advantage
+
+
+def _solved(factor: FloatArray, right: FloatArray) -> FloatArray:
+    """A⁻¹ right, from the lower Cholesky factor of A."""
+    from scipy.linalg.lapack import dpotrs
+
+    solution: FloatArray = dpotrs(factor, right, lower=True)[0]
+    return solution
 
 
 @dataclass(frozen=True, eq=False)

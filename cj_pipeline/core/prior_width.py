@@ -18,7 +18,7 @@ References:
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import exp, isfinite, log
+from math import exp, floor, isfinite, log, log2, prod, sqrt
 from typing import Final
 
 import numpy as np
@@ -42,6 +42,9 @@ _HYPER_REACH: Final = 5.0
 # at most 0.9 posterior sd apart, where sums over the grid equal integrals to many digits.
 _LOG_DENSITY_DROP: Final = 10.0
 _LEAST_GRID_POINTS: Final = 11
+# Posterior sd, as Laplace's approximation has it, which is seldom too wide: about 12 points then.
+_SPACING: Final = 0.78
+_SITES_FOR_START: Final = 3
 # One Newton step from 1e-6 leaves an error of the order of its square.
 _GRID_STEP_TOLERANCE: Final = 1e-6
 
@@ -170,6 +173,7 @@ class _Lattice:
     def explored(self) -> WidthPosterior:
         """The posterior, on at least `_LEAST_GRID_POINTS` points."""
         top, spacing = self._locate()
+        spacing = self._spacing_for_the_grid(top, spacing)
         self._propagate(top)
         while True:
             self._extend(spacing)
@@ -200,6 +204,20 @@ class _Lattice:
             for offset in beside:
                 self._find_mode((top + offset) / 2.0)
             spacing /= 2.0
+
+    def _spacing_for_the_grid(self, top: float, spacing: float) -> float:
+        """`spacing`, or less where the parabola through Laplace's densities says that the grid has too few points then.
+
+        A multiple of a power of two, as all offsets are.
+        """
+        beside = [self.laplace.get(offset) for offset in (top - spacing, top + spacing)]
+        drops = [self.laplace[top] - density for density in beside if density is not None]
+        if len(drops) < 2 or sum(drops) <= 0.0:
+            return spacing
+        posterior_sd = spacing / sqrt(sum(drops))
+        wanted = min(spacing, _SPACING * posterior_sd)
+        unit = 2.0 ** floor(log2(wanted) - 2.0)
+        return unit * floor(wanted / unit)
 
     def _extend(self, spacing: float) -> None:
         """Go on from either end until the density is negligible there."""
@@ -232,15 +250,15 @@ class _Lattice:
             self._find_mode(offset)
 
     def _sites_near(self, offset: float) -> Sites | None:
-        """On the line through the sites of the two nearest points; None if none is known."""
-        near = sorted(self.sites, key=lambda known: (abs(known - offset), known))[:2]
-        if len(near) < 2:
-            return self.sites[near[0]] if near else None
-        share = (offset - near[0]) / (near[1] - near[0])
-        here, there = self.sites[near[0]], self.sites[near[1]]
+        """On the curve through the sites of the three nearest points (Lagrange); None if none is known."""
+        near = sorted(self.sites, key=lambda known: (abs(known - offset), known))[:_SITES_FOR_START]
+        if not near:
+            return None
+        shares = [prod((offset - other) / (known - other) for other in near if other != known) for known in near]
+        weighted = [(share, self.sites[known]) for share, known in zip(shares, near, strict=True)]
         return Sites(
-            np.maximum(here.precisions + share * (there.precisions - here.precisions), 0.0),
-            here.shifts + share * (there.shifts - here.shifts),
+            np.maximum(sum(share * sites.precisions for share, sites in weighted), 0.0),
+            np.asarray(sum(share * sites.shifts for share, sites in weighted)),
         )
 
     def _possible(self, offset: float) -> bool:
