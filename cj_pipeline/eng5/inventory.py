@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cj_pipeline.core.errors import InputError, RequestError
+from cj_pipeline.core.errors import InputError, RequestError, quoted
 from cj_pipeline.core.grade_scale import GradeScale
 from cj_pipeline.core.models import ESSAY_ID_PATTERN
 from cj_pipeline.workflow.data_files import Columns, read_csv, read_xlsx
@@ -43,7 +43,7 @@ from cj_pipeline.workflow.essays import (
     note_repeated_ids,
     with_quality_file,
 )
-from cj_pipeline.workflow.problems import listed, noted, quoted
+from cj_pipeline.workflow.problems import listed, noted
 
 INSTRUCTIONS_NAME: Final = "eng5_np_vt_2017_essay_instruction.md"
 PROMPT_NAME: Final = "llm_prompt_cj_assessment_eng5.md"

@@ -23,10 +23,10 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, StringConstraints, ValidationError, field_validator
 
-from cj_pipeline.core.errors import InputError, RequestError
+from cj_pipeline.core.errors import InputError, RequestError, quoted
 from cj_pipeline.core.models import Value
 from cj_pipeline.workflow.data_files import read_text_yaml
-from cj_pipeline.workflow.problems import quoted, shown
+from cj_pipeline.workflow.problems import shown
 
 Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=24)]
 """Part of a batch id: small letters, digits, single hyphens."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from cj_pipeline.core.errors import InputError, RequestError
+from cj_pipeline.core.errors import InputError, RequestError, quoted
 from cj_pipeline.workflow.documents import read_document, text_sha256
-from cj_pipeline.workflow.problems import listed, quoted, shown
+from cj_pipeline.workflow.problems import listed, shown
 
 VariantKind = Literal["system", "rubric"]
 """`system`: who the judge is to be. `rubric`: what makes one essay better than another."""

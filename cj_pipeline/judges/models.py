@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.models import Value
 from cj_pipeline.judges.pricing import Day, base_model, field_problems
+from cj_pipeline.strict_yaml import load_yaml
 
 Effort = Literal["none", "low", "medium", "high"]
 Verbosity = Literal["low", "medium", "high"]
@@ -277,7 +278,7 @@ def load_rules(path: Path | None = None) -> tuple[ModelRules, ...]:
     source = path or importlib.resources.files("cj_pipeline.judges").joinpath("models.yaml")
     where = f"model rules {source}"
     try:
-        content = yaml.safe_load(source.read_text(encoding="utf-8"))
+        content = load_yaml(source.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{where}: cannot be read as YAML ({type(error).__name__}): mend the file") from error
     if not isinstance(content, Mapping) or set(content) != {"rules"} or not isinstance(content["rules"], list):

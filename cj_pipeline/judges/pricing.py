@@ -23,6 +23,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.models import Value
 from cj_pipeline.judges.protocol import Usage
+from cj_pipeline.strict_yaml import load_yaml
 
 _SNAPSHOT: Final = re.compile(r"(?P<base>.+)-(?P<day>[0-9]{8}|[0-9]{4}-[0-9]{2}-[0-9]{2})")
 
@@ -177,7 +178,7 @@ def load_prices(path: Path) -> PriceList:
     """
     where = f"prices {path}"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return PriceList(())
     # ValueError: a text that is not UTF-8, or a date that no calendar has, which the YAML reader meets first

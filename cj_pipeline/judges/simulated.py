@@ -50,6 +50,7 @@ from cj_pipeline.judges.protocol import (
     SubmittedJob,
     Usage,
 )
+from cj_pipeline.strict_yaml import load_yaml
 
 JUSTIFICATION: Final = "Simulated judgment: drawn from the essays' registered qualities; no essay was read."
 
@@ -170,7 +171,7 @@ def load_profiles(path: Path | None = None) -> dict[str, SimulatedProfile]:
     """
     source = path or importlib.resources.files("cj_pipeline.judges").joinpath("profiles.yaml")
     try:
-        content = yaml.safe_load(source.read_text(encoding="utf-8"))
+        content = load_yaml(source.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"judge profiles {source}: cannot be read as YAML ({type(error).__name__})") from error
     if not isinstance(content, Mapping):

@@ -19,9 +19,10 @@ from xml.etree import ElementTree
 
 import yaml
 
-from cj_pipeline.core.errors import InputError
+from cj_pipeline.core.errors import InputError, quoted
+from cj_pipeline.strict_yaml import UniqueKeyLoader, load_yaml
 from cj_pipeline.workflow.documents import decoded, read_bytes
-from cj_pipeline.workflow.problems import listed, name_in, noted, quoted, shown
+from cj_pipeline.workflow.problems import listed, name_in, noted, shown
 
 MAX_TABLE_BYTES: Final = 100 * 1024 * 1024
 MAX_YAML_BYTES: Final = 1024 * 1024
@@ -208,20 +209,7 @@ def read_parquet(path: Path, root: Path, columns: Columns, problems: list[str]) 
 # --- YAML --------------------------------------------------------------------------------------------------------
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key stated twice, where YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                message = f"key {quoted(key.value)} is stated twice"
-                raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-class _TextLoader(_UniqueKeyLoader):
+class _TextLoader(UniqueKeyLoader):
     """Takes every scalar for the text it is written as: `010` is neither 10 nor, as YAML 1.1 has it, 8."""
 
 
@@ -259,10 +247,10 @@ def read_mapping(folder: Path, file_name: str, known: Sequence[str], problems: l
     return None
 
 
-def _parsed_yaml(text: str, name: str, loader: type[yaml.SafeLoader] = _UniqueKeyLoader) -> Any:
+def _parsed_yaml(text: str, name: str, loader: type[UniqueKeyLoader] = UniqueKeyLoader) -> Any:
     try:
         _refuse_costly_yaml(text, name)
-        return yaml.load(text, Loader=loader)
+        return load_yaml(text, loader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{name}{line}: is not well-formed YAML ({error.problem}): correct it there") from None
@@ -275,7 +263,7 @@ def _parsed_yaml(text: str, name: str, loader: type[yaml.SafeLoader] = _UniqueKe
 def _refuse_costly_yaml(text: str, name: str) -> None:
     # with aliases a short file can stand for more data than memory holds; parsing is quadratic in the depth
     depth = 0
-    for event in yaml.parse(text):
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
         if isinstance(event, yaml.AliasEvent):
             raise InputError(f"{name}: uses aliases (*name), which are not read: write the values out")
         if isinstance(event, yaml.CollectionStartEvent):

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from cj_pipeline.core.anchor_bank import AnchorBank, check_drift, night_scores
 from cj_pipeline.core.bradley_terry import BradleyTerryFit, fit_bradley_terry
-from cj_pipeline.core.errors import InputError
+from cj_pipeline.core.errors import InputError, quoted
 from cj_pipeline.core.judgment_fit import (
     JudgmentFit,
     PositionBias,
@@ -41,7 +41,7 @@ from cj_pipeline.ledger import Ledger
 from cj_pipeline.ledger.records import BatchRecord
 from cj_pipeline.workflow.calibration import anchor_items
 from cj_pipeline.workflow.data_files import read_csv
-from cj_pipeline.workflow.problems import name_in, quoted
+from cj_pipeline.workflow.problems import name_in
 from cj_pipeline.workflow.registration import scale_of
 
 MISFIT_P: Final = 0.01

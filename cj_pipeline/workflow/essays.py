@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cj_pipeline.core.errors import InputError
+from cj_pipeline.core.errors import InputError, quoted
 from cj_pipeline.core.models import ESSAY_ID_PATTERN
 from cj_pipeline.workflow.data_files import read_csv, read_parquet
 from cj_pipeline.workflow.documents import checked_text, documents_in, read_document, text_sha256
-from cj_pipeline.workflow.problems import listed, name_in, noted, quoted
+from cj_pipeline.workflow.problems import listed, name_in, noted
 
 ANCHOR_NODE_PREFIX: Final = "ANCHOR_"
 """Node ids of anchors begin so; no student's essay id may."""

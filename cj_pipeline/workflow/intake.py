@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cj_pipeline.core.errors import InputError, RequestError
+from cj_pipeline.core.errors import InputError, RequestError, quoted
 from cj_pipeline.core.models import BATCH_ID_PATTERN, BatchKind, check_batch_id
 from cj_pipeline.settings import BatchOverrides, parse_overrides
 from cj_pipeline.workflow.data_files import read_csv, read_mapping, required_text
@@ -29,7 +29,7 @@ from cj_pipeline.workflow.essays import (
     note_repeated_ids,
     note_repeated_texts,
 )
-from cj_pipeline.workflow.problems import name_in, noted, quoted, shown
+from cj_pipeline.workflow.problems import name_in, noted, shown
 
 if TYPE_CHECKING:
     from cj_pipeline.core.grade_scale import GradeScale

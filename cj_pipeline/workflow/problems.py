@@ -33,13 +33,6 @@ def shown(name: str) -> str:
     return name if name.isprintable() else ascii(name)[1:-1]
 
 
-def quoted(value: str) -> str:
-    """The value in quotes if it looks like a word, else only its size: it might be a piece of an essay."""
-    if len(value) <= 64 and value.isprintable() and not any(character.isspace() for character in value):
-        return repr(value)
-    return f"({len(value)} characters, not shown)"
-
-
 def name_in(path: Path, root: Path) -> str:
     """The path as a message may show it: from `root` on if it lies there, else only the file's name."""
     return shown(path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name)
