@@ -39,7 +39,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.judgment_table import JudgmentTable, PairSums
-from cj_pipeline.core.posterior import draw_polya_gamma, effective_sizes
+from cj_pipeline.core.polya_gamma import draw_polya_gamma
+from cj_pipeline.core.posterior import effective_sizes
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

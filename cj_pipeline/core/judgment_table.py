@@ -95,6 +95,16 @@ class PairSums:
         """(n_pairs,) judgments of each pair."""
         return self.first_wins + self.second_wins
 
+    def log_likelihoods(self, differences: FloatArray) -> FloatArray:
+        """(k,) log P(judgments), for (k, n_pairs) logits of P(first beats second)."""
+        # log logistic(-x) = log logistic(x) - x: one logarithm for both
+        # of a number between 1 and 2
+        logarithms = np.log(1.0 + np.exp(-np.abs(differences)))
+        values: FloatArray = -(
+            differences @ self.second_wins + (logarithms - np.minimum(differences, 0.0)) @ self.totals
+        )
+        return values
+
 
 def judgment_table(
     winners: ArrayLike, losers: ArrayLike, n_items: int, winner_read_first: ArrayLike | None = None

@@ -2,22 +2,19 @@
 
 Model: P(i beats j) = logistic(score_i - score_j + γ·[i read first] - γ·[j read first]); scores independently N(0, σ²);
 a prior on the width σ; γ, the order effect, N(0, 1), or absent. Here: the draws, by Gibbs sampling for batches of up to
-`GIBBS_UP_TO_ITEMS` items and by expectation propagation above, and draws of Pólya–Gamma variables.
-What is read from draws (intervals, ranks, reliability) lives in `reliability`. `completion` imports none of this.
+`GIBBS_UP_TO_ITEMS` items and by expectation propagation above. Not here: Pólya–Gamma variables (`polya_gamma`) and
+what is read from draws, intervals, ranks, reliability (`reliability`). `completion` imports none of this.
 
 The Gibbs sampler. Given Pólya–Gamma variables, one per pair, scores and γ are jointly normal (Polson, Scott & Windle
 2013). So a sweep (1) draws these variables given scores and γ; (2) moves the width by Metropolis steps with scores and
 γ integrated out in closed form, then draws them given the width, by one more Cholesky factor; (3) moves the width once
 more with the scores in units of it held fixed and the Pólya–Gamma variables integrated out (interweaving, Yu & Meng
 2011). Drawing the width given the scores, as textbooks do, is slow where pairs are neighbours and the scale hangs
-together by long chains.
+together by long chains. Of small batches several chains run at once, for what a sweep costs is mostly the number of
+its steps.
 
 References:
-    Devroye, L. (2009). On exact simulation algorithms for some distributions related to Jacobi theta functions.
-        Statistics & Probability Letters 79, 2251-2259.
     Geyer, C. J. (1992). Practical Markov chain Monte Carlo. Statistical Science 7, 473-483.
-    Michael, J. R., Schucany, W. R. & Haas, R. W. (1976). Generating random variates using transformations with
-        multiple roots. The American Statistician 30, 88-90.
     Polson, N. G., Scott, J. G. & Windle, J. (2013). Bayesian inference for logistic models using Pólya–Gamma latent
         variables. Journal of the American Statistical Association 108, 1339-1349.
     Yu, Y. & Meng, X.-L. (2011). To center or not to center: that is not the question. Journal of Computational and
@@ -27,16 +24,17 @@ References:
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from math import exp, inf, isfinite, log, pi
+from math import exp, inf, isfinite, log
 from typing import Final, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.expectation_propagation import Sites, propagate
 from cj_pipeline.core.judgment_table import JudgmentTable, PairSums
 from cj_pipeline.core.pair_counts import PairCounts, count_pairs
+from cj_pipeline.core.polya_gamma import draw_polya_gamma
 from cj_pipeline.core.prior_width import width_posterior
 from cj_pipeline.core.score_prior import IndependentPrior
 
@@ -46,17 +44,12 @@ IntArray = NDArray[np.int64]
 GIBBS_UP_TO_ITEMS: Final = 300
 """Above, a sweep's cubic cost makes expectation propagation the better buy."""
 
-EXACT_COUNT: Final = 170
-"""Pólya–Gamma variables are exact sums up to this many judgments of a pair; above, normal with the same moments.
-
-The skewness of PG(b, 0) is 2.3/√b, so .18 here.
-"""
-
-# Devroye's switch between the two series of the density.
-_SWITCH: Final = 0.64
 # Standard deviations of the proposals for log σ, from fine to far.
 _COLLAPSED_MOVES: Final = (0.3, 1.5)
 _SCALING_MOVES: Final = (0.1, 0.4, 1.2)
+# Chains at once, and up to how many items: above, a step's arithmetic outweighs its overhead, and each chain burns in.
+_CHAINS: Final = 8
+_MANY_CHAINS_UP_TO: Final = 100
 _CORRECTION_SWEEPS: Final = 30
 _NEWTON_TOLERANCE: Final = 1e-9
 _NEWTON_STEPS: Final = 100
@@ -193,263 +186,160 @@ def _gibbs(
     rng: np.random.Generator,
 ) -> PosteriorDraws:
     n = sums.n_items
+    chains = min(_CHAINS, n_draws) if n <= _MANY_CHAINS_UP_TO else 1
+    per_chain = -(-n_draws // chains)
     low, high = log(prior.low), log(prior.high)
-    width = min(max(2.0, prior.low), prior.high)
-    state = find_mode(sums, width, order_effect=order_effect).estimate
-    design, moves = _Design(sums, order_effect), prior.low < prior.high
-    kept_scores, kept_widths = np.empty((n_draws, n)), np.empty(n_draws)
-    kept_effects = np.empty(n_draws) if order_effect else None
+    start = min(max(2.0, prior.low), prior.high)
+    log_widths = np.full(chains, log(start))
+    design, moves = _Design(sums, order_effect, chains), prior.low < prior.high
+    states = np.tile(find_mode(sums, start, order_effect=order_effect).estimate, (chains, 1))
+    kept_states, kept_widths = np.empty((per_chain, chains, design.size)), np.empty((per_chain, chains))
 
-    def log_target(log_width: float, shape: FloatArray, effect: float) -> float:
-        """Of log σ given the scores in units of σ."""
-        return _log_likelihood(sums, exp(log_width) * shape, effect) + prior.log_density(log_width)
+    def log_prior(at: FloatArray) -> FloatArray:
+        return np.array([prior.log_density(value) if low <= value <= high else -inf for value in at.tolist()])
 
-    for sweep in range(burn_in + n_draws * thin):
-        scores, effect = state[:n], float(state[n]) if order_effect else 0.0
-        normal = _NormalGivenWeights(
-            design, draw_polya_gamma(sums.totals, scores[sums.first] - scores[sums.second] + effect, rng), width
-        )
+    def accepted(gains: FloatArray) -> NDArray[np.bool_]:
+        chosen: NDArray[np.bool_] = -rng.standard_exponential(chains) < gains
+        return chosen
+
+    for sweep in range(burn_in + per_chain * thin):
+        differences = design.differences(states)
+        weights = draw_polya_gamma(np.tile(sums.totals, chains), differences.ravel(), rng).reshape(chains, -1)
+        information = design.information(weights)
+        normal = _NormalGivenWeights.at(design, information, log_widths)
         if moves:
             for reach in _COLLAPSED_MOVES:
-                proposal = log(width) + reach * rng.standard_normal()
-                if not low <= proposal <= high:
-                    continue
-                proposed = normal.at_width(exp(proposal))
-                gain = proposed.log_evidence - normal.log_evidence
-                gain += prior.log_density(proposal) - prior.log_density(log(width))
-                if log(1.0 - rng.random()) < gain:
-                    width, normal = exp(proposal), proposed
-        state = normal.draw(rng)
-        scores, effect = state[:n], float(state[n]) if order_effect else 0.0
+                proposals = log_widths + reach * rng.standard_normal(chains)
+                # a width that cannot be is not factorised; its prior refuses it
+                proposed = _NormalGivenWeights.at(design, information, np.clip(proposals, low, high))
+                gains = proposed.log_evidence + log_prior(proposals) - normal.log_evidence - log_prior(log_widths)
+                better = accepted(gains)
+                log_widths = np.where(better, proposals, log_widths)
+                normal = normal.where(better, proposed)
+        states = normal.draw(rng)
         if moves:
-            log_width, shape = log(width), scores / width
-            density = log_target(log_width, shape, effect)
+            # scores in units of the width stay as they are
+            differences = design.differences(states)
+            effects = states[:, n:].sum(axis=1)[:, None]
+            shapes = (differences - effects) * np.exp(-log_widths)[:, None]
+            densities = sums.log_likelihoods(differences) + log_prior(log_widths)
+            before = log_widths
             for reach in _SCALING_MOVES:
-                proposal = log_width + reach * rng.standard_normal()
-                if not low <= proposal <= high:
-                    continue
-                value = log_target(proposal, shape, effect)
-                if log(1.0 - rng.random()) < value - density:
-                    log_width, density = proposal, value
-            width = exp(log_width)
-            state[:n] = width * shape
+                proposals = log_widths + reach * rng.standard_normal(chains)
+                scale = np.exp(np.clip(proposals, low, high))[:, None]
+                values = sums.log_likelihoods(scale * shapes + effects) + log_prior(proposals)
+                better = accepted(values - densities)
+                log_widths, densities = np.where(better, proposals, log_widths), np.where(better, values, densities)
+            states[:, :n] *= np.exp(log_widths - before)[:, None]
         kept, position = divmod(sweep - burn_in, thin)
         if sweep >= burn_in and position == thin - 1:
-            kept_scores[kept] = state[:n] - state[:n].mean()
-            kept_widths[kept] = width
-            if kept_effects is not None:
-                kept_effects[kept] = state[n]
-    return PosteriorDraws(kept_scores, kept_widths, kept_effects, "gibbs", prior.name)
+            kept_states[kept], kept_widths[kept] = states, np.exp(log_widths)
+    # one chain after the other, as far as draws are wanted
+    drawn = kept_states.swapaxes(0, 1).reshape(-1, design.size)[:n_draws]
+    scores = drawn[:, :n] - drawn[:, :n].mean(axis=1, keepdims=True)
+    effects_drawn = drawn[:, n].copy() if order_effect else None
+    return PosteriorDraws(scores, kept_widths.T.ravel()[:n_draws], effects_drawn, "gibbs", prior.name)
 
 
 class _Design:
-    """Which items, and the order effect, each pair's difference is made of; one row of X per pair."""
+    """Which items, and the order effect, each pair's difference is made of; one row of X per pair.
 
-    def __init__(self, sums: PairSums, order_effect: bool) -> None:
+    States and weights are those of several chains at once, one per row.
+    """
+
+    def __init__(self, sums: PairSums, order_effect: bool, chains: int = 1) -> None:
         n = sums.n_items
-        self.sums, self.order_effect = sums, order_effect
+        self.sums, self.order_effect, self.chains = sums, order_effect, chains
         self.size = n + order_effect
         self.right = self.transposed(sums.first_wins - sums.totals / 2.0)
-        self.cells = np.concatenate(
-            [sums.first * self.size + sums.second, sums.second * self.size + sums.first],
-        )
+        chain = np.arange(chains)[:, None]
+        self._cells = (chain * self.size**2 + sums.first * self.size + sums.second).ravel()
+        self._first, self._second = (chain * n + sums.first).ravel(), (chain * n + sums.second).ravel()
+
+    def differences(self, states: FloatArray) -> FloatArray:
+        """(chains, n_pairs) X states, for (chains, size) states."""
+        sums = self.sums
+        differences: FloatArray = states[:, sums.first] - states[:, sums.second]
+        return differences + states[:, -1:] if self.order_effect else differences
 
     def transposed(self, values: FloatArray) -> FloatArray:
-        """Xᵀ values: per item the sum over pairs where it is first less those where it is second; then the sum."""
+        """(size,) Xᵀ values: per item the sum over pairs where it is first less where it is second; then the sum."""
         sums, n = self.sums, self.sums.n_items
         per_item = np.bincount(sums.first, weights=values, minlength=n).astype(np.float64)
         per_item -= np.bincount(sums.second, weights=values, minlength=n)
         return np.append(per_item, values.sum()) if self.order_effect else per_item
 
     def information(self, weights: FloatArray) -> FloatArray:
-        """(size, size) XᵀΩX, plus the precision 1 of the order effect."""
-        sums, n = self.sums, self.sums.n_items
-        both = np.concatenate([weights, weights])
-        cells = np.bincount(self.cells, weights=both, minlength=self.size**2).astype(np.float64)
-        matrix: FloatArray = -cells.reshape(self.size, self.size)
-        down = np.bincount(sums.first, weights=weights, minlength=n)
-        up = np.bincount(sums.second, weights=weights, minlength=n)
+        """(chains, size, size) XᵀΩX, plus the precision 1 of the order effect, for (chains, n_pairs) weights."""
+        n, size, chains = self.sums.n_items, self.size, self.chains
+        flat = weights.ravel()
+        cells = np.bincount(self._cells, weights=flat, minlength=chains * size**2).astype(np.float64)
+        above = cells.reshape(chains, size, size)
+        matrix: FloatArray = -(above + above.swapaxes(1, 2))
+        down = np.bincount(self._first, weights=flat, minlength=chains * n).reshape(chains, n)
+        up = np.bincount(self._second, weights=flat, minlength=chains * n).reshape(chains, n)
         items = np.arange(n)
-        matrix[items, items] += down + up
+        matrix[:, items, items] += down + up
         if self.order_effect:
-            matrix[n, :n] = matrix[:n, n] = down - up
-            matrix[n, n] = weights.sum() + 1.0
+            matrix[:, n, :n] = matrix[:, :n, n] = down - up
+            matrix[:, n, n] = weights.sum(axis=1) + 1.0
         return matrix
 
-    def factor(self, information: FloatArray, width: float) -> FloatArray:
-        """Lower Cholesky factor of the information plus the precision of scores at this width."""
+    def factors(self, information: FloatArray, log_widths: FloatArray) -> FloatArray:
+        """(chains, size, size) lower Cholesky factors of the information plus the precision of scores at each width."""
         items = np.arange(self.sums.n_items)
         precision = information.copy()
-        precision[items, items] += width**-2
-        factor: FloatArray = np.linalg.cholesky(precision).astype(np.float64, copy=False)
-        return factor
+        precision[:, items, items] += np.exp(-2.0 * log_widths)[:, None]
+        factors: FloatArray = np.linalg.cholesky(precision).astype(np.float64, copy=False)
+        return factors
 
 
+@dataclass(frozen=True, eq=False)
 class _NormalGivenWeights:
-    """The normal posterior of scores and γ given one Pólya–Gamma weight per pair and a width.
+    """The normal posterior of scores and γ, in each chain, given one Pólya–Gamma weight per pair and a width.
 
-    `log_evidence` is log P(judgments | weights, width), scores and γ integrated out, up to a constant in the width.
+    Attributes:
+        factors: (chains, size, size) lower Cholesky factors of its precision.
+        halves: (chains, size) these, divided into Xᵀ(wins - totals/2).
+        log_evidence: (chains,) log P(judgments | weights, width), scores and γ integrated out, up to a constant in the
+            width.
     """
 
-    def __init__(
-        self, design: _Design, weights: FloatArray, width: float, information: FloatArray | None = None
-    ) -> None:
-        from scipy.linalg import solve_triangular
+    factors: FloatArray
+    halves: FloatArray
+    log_evidence: FloatArray
 
-        self.design, self.weights = design, weights
-        self.information = design.information(weights) if information is None else information
-        self.factor = design.factor(self.information, width)
-        self.half = solve_triangular(self.factor, design.right, lower=True, check_finite=False)
-        log_determinant = 2.0 * float(np.log(np.diag(self.factor)).sum())
-        self.log_evidence = (
-            0.5 * float(self.half @ self.half) - design.sums.n_items * log(width) - 0.5 * log_determinant
+    @classmethod
+    def at(cls, design: _Design, information: FloatArray, log_widths: FloatArray) -> "_NormalGivenWeights":
+        """The weights that gave this information, under these widths."""
+        factors = design.factors(information, log_widths)
+        halves = np.stack([_solved(factor, design.right) for factor in factors])
+        log_determinants = np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(axis=1)
+        evidence = 0.5 * (halves**2).sum(axis=1) - design.sums.n_items * log_widths - log_determinants
+        return cls(factors, halves, evidence)
+
+    def where(self, chosen: NDArray[np.bool_], other: "_NormalGivenWeights") -> "_NormalGivenWeights":
+        """`other` in the chosen chains, this one elsewhere."""
+        return _NormalGivenWeights(
+            np.where(chosen[:, None, None], other.factors, self.factors),
+            np.where(chosen[:, None], other.halves, self.halves),
+            np.where(chosen, other.log_evidence, self.log_evidence),
         )
 
-    def at_width(self, width: float) -> "_NormalGivenWeights":
-        """The same weights under another width."""
-        return _NormalGivenWeights(self.design, self.weights, width, self.information)
-
     def draw(self, rng: np.random.Generator) -> FloatArray:
-        """(size,) one draw of scores and γ."""
-        from scipy.linalg import solve_triangular
-
-        noisy = self.half + rng.standard_normal(self.design.size)
-        draw: FloatArray = solve_triangular(self.factor, noisy, lower=True, trans="T", check_finite=False)
-        return draw
+        """(chains, size) one draw of scores and γ in each chain."""
+        noisy = self.halves + rng.standard_normal(self.halves.shape)
+        rows = [_solved(factor, row, transposed=True) for factor, row in zip(self.factors, noisy, strict=True)]
+        return np.stack(rows)
 
 
-def _log_likelihood(sums: PairSums, scores: FloatArray, effect: float) -> float:
-    difference = scores[sums.first] - scores[sums.second] + effect
-    # log logistic(-x) = log logistic(x) - x: one logarithm for both
-    return float((sums.first_wins - sums.totals) @ difference - sums.totals @ np.logaddexp(0.0, -difference))
+def _solved(factor: FloatArray, right: FloatArray, *, transposed: bool = False) -> FloatArray:
+    """L⁻¹ right, or L⁻ᵀ right, for a lower triangular L whose rows lie in memory one after another."""
+    from scipy.linalg.lapack import dtrtrs
 
-
-# -- Pólya–Gamma variables -------------------------------------------------------------------------------------
-
-
-def draw_polya_gamma(counts: ArrayLike, tilts: ArrayLike, rng: np.random.Generator) -> FloatArray:
-    """One PG(b, c) variable for each count b and tilt c (Polson, Scott & Windle 2013).
-
-    Up to `EXACT_COUNT` a sum of b exact draws of PG(1, c) (Devroye 2009); above, a normal variable with the same mean
-    and variance.
-
-    Args:
-        counts: (k,) integers >= 1.
-        tilts: (k,) real numbers.
-        rng: the source of randomness.
-
-    Returns:
-        (k,) positive numbers.
-    """
-    b, c = np.asarray(counts, dtype=np.int64), np.asarray(tilts, dtype=np.float64)
-    draws = np.empty(b.shape)
-    exact = b <= EXACT_COUNT
-    if exact.all():
-        if b.size and b.max() == 1:
-            return _draw_jacobi(np.abs(c) / 2.0, rng) / 4.0
-        owner = np.repeat(np.arange(b.size), b)
-        parts = _draw_jacobi(np.abs(c[owner]) / 2.0, rng) / 4.0
-        summed: FloatArray = np.bincount(owner, weights=parts, minlength=b.size).astype(np.float64)
-        return summed
-    draws[exact] = draw_polya_gamma(b[exact], c[exact], rng)
-    mean, variance = polya_gamma_moments(b[~exact], c[~exact])
-    # more than 170 draws are at least 10 sd from zero
-    draws[~exact] = np.maximum(rng.normal(mean, np.sqrt(variance)), mean * 1e-3)
-    return draws
-
-
-def polya_gamma_moments(counts: ArrayLike, tilts: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """Mean b/(2c)·tanh(c/2) and variance b/(4c³)·(sinh c - c)/cosh²(c/2) of PG(b, c); at c = 0, b/4 and b/24."""
-    b, c = np.asarray(counts, dtype=np.float64), np.abs(np.asarray(tilts, dtype=np.float64))
-    small = c < 1e-2
-    safe = np.where(small, 1.0, c)
-    mean = np.where(small, 0.25 - c**2 / 48.0, np.tanh(safe / 2.0) / (2.0 * safe))
-    # (sinh c - c) / cosh²(c/2) = 2 tanh(c/2) - c / cosh²(c/2), which does not overflow
-    spread = 2.0 * np.tanh(safe / 2.0) - safe * (1.0 - np.tanh(safe / 2.0) ** 2)
-    variance = np.where(small, 1.0 / 24.0 - c**2 / 120.0, spread / (4.0 * safe**3))
-    return b * mean, b * variance
-
-
-def _draw_jacobi(tilts: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """J*(1, z) for each z >= 0, by rejection from an alternating series (Devroye 2009; Polson et al. 2013, 4.1).
-
-    The proposal is an inverse Gaussian cut to (0, t) or an exponential beyond t; PG(1, c) = J*(1, c/2) / 4.
-    """
-    from scipy.special import log_ndtr
-
-    t = _SWITCH
-    result = np.empty(tilts.size)
-    rate = pi**2 / 8.0 + tilts**2 / 2.0
-    log_right = np.log(pi / (2.0 * rate)) - rate * t
-    log_left = log(2.0) + np.logaddexp(
-        log_ndtr((t * tilts - 1.0) / np.sqrt(t)) - tilts, log_ndtr(-(t * tilts + 1.0) / np.sqrt(t)) + tilts
-    )
-    share_right = np.exp(log_right - np.logaddexp(log_right, log_left))
-    waiting = np.arange(tilts.size)
-    while waiting.size:
-        right = rng.random(waiting.size) < share_right[waiting]
-        x = np.empty(waiting.size)
-        x[right] = t + rng.standard_exponential(int(right.sum())) / rate[waiting[right]]
-        x[~right] = _draw_cut_inverse_gaussian(tilts[waiting[~right]], rng)
-        accepted = _accept_by_series(x, rng)
-        result[waiting[accepted]] = x[accepted]
-        waiting = waiting[~accepted]
-    return result
-
-
-def _draw_cut_inverse_gaussian(tilts: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """Inverse Gaussian with mean 1/z and shape 1, cut to (0, t), for each z >= 0."""
-    t = _SWITCH
-    result = np.empty(tilts.size)
-    waiting = np.flatnonzero(tilts < 1.0 / t)
-    while waiting.size:
-        # with the mean above t: the one-sided stable law cut to (0, t), thinned by exp(-z² x / 2)
-        normal, other = rng.standard_exponential((2, waiting.size))
-        x = t / (1.0 + t * normal) ** 2
-        good = (normal**2 <= 2.0 * other / t) & (rng.random(waiting.size) <= np.exp(-0.5 * tilts[waiting] ** 2 * x))
-        result[waiting[good]] = x[good]
-        waiting = waiting[~good]
-    waiting = np.flatnonzero(tilts >= 1.0 / t)
-    while waiting.size:
-        mean = 1.0 / tilts[waiting]
-        y = mean * rng.standard_normal(waiting.size) ** 2
-        # Michael, Schucany & Haas (1976); the smaller root, written without cancellation
-        x = mean * 2.0 / (2.0 + y + np.sqrt(y * (4.0 + y)))
-        x = np.where(rng.random(waiting.size) > mean / (mean + x), mean**2 / x, x)
-        good = x < t
-        result[waiting[good]] = x[good]
-        waiting = waiting[~good]
-    return result
-
-
-def _accept_by_series(x: FloatArray, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Accept each x with the ratio of the target's density to the first term of its alternating series."""
-    accepted = np.zeros(x.size, dtype=np.bool_)
-    partial = _series_term(0, x)
-    level = rng.random(x.size) * partial
-    open_rows, term = np.arange(x.size), 0
-    while open_rows.size:
-        term += 1
-        value = _series_term(term, x[open_rows])
-        if term % 2:
-            partial[open_rows] -= value
-            decided = level[open_rows] <= partial[open_rows]
-            accepted[open_rows[decided]] = True
-        else:
-            partial[open_rows] += value
-            decided = level[open_rows] > partial[open_rows]
-        open_rows = open_rows[~decided]
-    return accepted
-
-
-def _series_term(k: int, x: FloatArray) -> FloatArray:
-    """a_k(x): the k-th coefficient of the density of J*(1, 0), in the form that decreases in k at this x."""
-    half = k + 0.5
-    left = x <= _SWITCH
-    exponent = np.where(left, -2.0 * half**2 / x, -0.5 * half**2 * pi**2 * x)
-    factor = np.where(left, (2.0 / (pi * x)) ** 1.5, 1.0)
-    term: FloatArray = pi * half * factor * np.exp(exponent)
-    return term
+    # to LAPACK, which goes by columns, it is the upper triangular Lᵀ
+    solution: FloatArray = dtrtrs(factor.T, right, lower=0, trans=0 if transposed else 1)[0]
+    return solution
 
 
 # -- the mode, and draws around it -----------------------------------------------------------------------------
@@ -486,14 +376,15 @@ def find_mode(sums: PairSums, width: float, *, order_effect: bool = False, start
     estimate = np.zeros(design.size) if start is None else start.copy()
 
     def objective(x: FloatArray) -> float:
-        return _log_likelihood(sums, x[:n], float(x[n:].sum())) - 0.5 * float(ridge @ x**2)
+        return float(sums.log_likelihoods(design.differences(x[None]))[0]) - 0.5 * float(ridge @ x**2)
 
     value = objective(estimate)
     factor = np.empty((0, 0))
     for _ in range(_NEWTON_STEPS):
-        difference = estimate[sums.first] - estimate[sums.second] + float(estimate[n:].sum())
+        difference = design.differences(estimate[None])[0]
         win = np.exp(-np.logaddexp(0.0, -difference))
-        factor = design.factor(design.information(sums.totals * win * (1.0 - win)), width)
+        information = design.information((sums.totals * win * (1.0 - win))[None])
+        factor = design.factors(information, np.array([log(width)]))[0]
         slope = design.transposed(np.asarray(sums.first_wins - sums.totals * win, dtype=np.float64)) - ridge * estimate
         step = cho_solve((factor, True), slope, check_finite=False)
         if float(np.abs(step).max()) <= _NEWTON_TOLERANCE:

@@ -94,6 +94,7 @@ def test_with_a_daemon_it_follows_the_cells_until_the_time_is_over(run, home, tr
     assert {batch.status for batch in open_ledger(home).batches()} == {BatchStatus.SUBMITTED}, "left to the daemon"
 
 
+@pytest.mark.slow
 def test_cells_on_hold_are_left_out_and_what_a_cancelled_backfill_left_is_asked_for_again(run, home, trial):
     assert run("matrix", trial, "--no-await")[0] == 0
     with DagsterInstance.get() as instance:

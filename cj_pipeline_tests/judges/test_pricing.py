@@ -338,6 +338,13 @@ def test_a_file_that_is_no_price_list_is_refused_by_name(tmp_path: Path, content
     assert str(path) in str(caught.value)
 
 
+def test_an_entry_that_states_a_field_twice_is_refused_for_either_might_be_meant(tmp_path: Path):
+    path = written(tmp_path, "prices:\n- provider: anthropic\n  provider: openai\n")
+    with pytest.raises(InputError, match="key 'provider' is stated twice") as caught:
+        load_prices(path)
+    assert str(path) in str(caught.value)
+
+
 def test_a_file_that_is_no_text_is_refused_by_name(tmp_path: Path):
     path = tmp_path / "prices.yaml"
     path.write_bytes(b"\xff\xfe\x00prices")

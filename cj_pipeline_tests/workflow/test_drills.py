@@ -189,6 +189,7 @@ def test_of_two_processes_at_once_one_is_refused_and_the_other_finishes(ledger, 
     check_same_record_and_nothing_bought_twice(ledger, uninterrupted(**batch), lost=0)
 
 
+@pytest.mark.slow
 def test_a_holder_stopped_past_its_lease_is_taken_over_and_changes_nothing_when_it_goes_on(
     ledger, start_worker, uninterrupted
 ):

@@ -331,6 +331,7 @@ def test_after_every_wave_of_any_batch_counts_budget_positions_and_attempts_are_
     assert ledger.batch(batch_id).status.is_final
 
 
+@pytest.mark.slow
 @on_sqlite
 @quick
 @given(batch=batches, error_rates=errors, cuts=st.lists(st.integers(1, 9), max_size=3))

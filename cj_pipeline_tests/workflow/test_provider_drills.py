@@ -383,7 +383,7 @@ def test_calls_killed_at_twelve_random_moments_are_finished_and_no_recorded_judg
 @pytest.mark.parametrize(
     ("judge", "number"),
     [
-        pytest.param(GPT, signal.SIGTERM, id="gpt-term"),
+        pytest.param(GPT, signal.SIGTERM, id="gpt-term", marks=pytest.mark.slow),
         pytest.param(CLAUDE, signal.SIGINT, id="claude-int", marks=pytest.mark.slow),
         pytest.param(CLAUDE, signal.SIGTERM, id="claude-term", marks=pytest.mark.slow),
     ],

@@ -12,7 +12,7 @@ from cj_pipeline.reports.markdown import markdown_table
 from cj_pipeline.workflow.frames import Table
 
 OWNERS: Final = ["team:assessment"]
-CODE_VERSION: Final = "3"
+CODE_VERSION: Final = "4"
 """Raise it when an asset's numbers would differ for the same judgments: the UI then shows outputs as stale."""
 
 _READABLE: Final = {
