@@ -6,7 +6,7 @@ rounds, and scores are fitted as the pipeline fits them (prior width and order e
   model     `core.grades.project_scored`
   uniform   the same with all grades equally common beforehand
   diagonal  the same model, but scores taken as independent with their sum-to-zero standard errors
-  means     the same model, but means and covariance of the scores by expectation propagation instead of the mode's
+  mode      the same model, but scores and covariance those of the posterior's mode instead of its moments
   hard      isotonic regression of the anchors' scores on grade, boundaries halfway, every score assigned to one grade
   soft      the same boundaries, a normal distribution around the score with its standard error
   earlier   `project_grades` of another version of `core/grades.py`, given with --against
@@ -39,7 +39,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cj_pipeline.core.bradley_terry import BTScoringResult, compute_bt_scores_and_se
-from cj_pipeline.core.expectation_propagation import propagate
 from cj_pipeline.core.grade_model import cuts
 from cj_pipeline.core.grade_scale import BUILTIN_SCALES
 from cj_pipeline.core.grades import project_grades, project_scored
@@ -96,7 +95,7 @@ def main() -> None:
     options = parser.parse_args()
     graders: dict[str, Callable[[BTScoringResult, dict[str, str]], np.ndarray]] = {
         "diagonal": by_diagonal,
-        "means": by_means,
+        "mode": by_mode,
         "hard": by_boundaries,
         "soft": lambda scored, known: by_boundaries(scored, known, soft=True),
     }
@@ -213,19 +212,11 @@ def by_diagonal(scored: BTScoringResult, known: dict[str, str]) -> np.ndarray:
     return rows_of(project_grades(SCALE, **plain(scored, known)), "probabilities")
 
 
-def by_means(scored: BTScoringResult, known: dict[str, str]) -> np.ndarray:
+def by_mode(scored: BTScoringResult, known: dict[str, str]) -> np.ndarray:
     fit = scored.fit
-    found = propagate(fit.pairs, fit.prior)
-    return rows_of(
-        project_grades(
-            SCALE,
-            **plain(scored, known)
-            | {"scores": dict(zip(scored.essay_ids, (found.means - found.means.mean()).tolist(), strict=True))},
-            covariance=found.information.inverse(),
-            prior_sd=fit.prior_sd,
-        ),
-        "probabilities",
-    )
+    covariance = fit.covariance() - fit.score_spread @ fit.score_spread.T
+    result = project_grades(SCALE, **plain(scored, known), covariance=covariance, prior_sd=fit.prior_sd)
+    return rows_of(result, "probabilities")
 
 
 def rows_of(result: Any, field: str) -> np.ndarray:
@@ -282,7 +273,7 @@ def report(name: str, found: dict[str, np.ndarray], truth: np.ndarray, printed: 
             ratio, margin = ratio_of(rps["model"], rps[grader])
             print(f"; / {grader} {ratio:.3f} +- {margin:.3f}", end="")
     print()
-    for grader in [g for g in ("model", "uniform", "diagonal", "means", "earlier") if g in found]:
+    for grader in [g for g in ("model", "uniform", "diagonal", "mode", "earlier") if g in found]:
         p = found[grader]
         top = ece(p.max(axis=2), p.argmax(axis=2) == truth)
         over = ece(1.0 - np.cumsum(p, axis=2)[..., :-1], reached)

@@ -177,6 +177,19 @@ class BradleyTerryFit:
         reach = _NORMAL_95 * self.posterior_sds
         return np.stack([self.posterior_means - reach, self.posterior_means + reach], axis=1)
 
+    def posterior_moments(self) -> tuple[FloatArray, FloatArray]:
+        """Mean and covariance of the scores' posterior at `prior_sd`, by expectation propagation; what grades rest on.
+
+        Returns:
+            (n_items,) logits, summing to zero, and (n_items, n_items) logits², centred likewise; read-only.
+
+        Raises:
+            InputError: the scores are maximum-likelihood estimates, without a prior.
+        """
+        if self.prior_sd is None:
+            raise InputError("posterior moments need a prior: give prior_sd='fitted' or a number of logits")
+        return self._posterior_moments
+
     @property
     def standard_error_accuracy(self) -> "StandardErrorAccuracy":
         """How far `standard_errors()` may be off."""
@@ -288,13 +301,16 @@ class BradleyTerryFit:
                 "standard_errors(), or for standard_error_of_contrast(i, j) of the pairs that matter"
             )
         if self.bank_scores is not None:
-            half: FloatArray = self._bank_covariance - self._bank_covariance.mean(axis=0)
-            return _frozen(half - half.mean(axis=1)[:, None])
+            return _frozen(_centred(self._bank_covariance))
         inverse = Information.at(self.pairs, self.scores, self.order_effect or 0.0, self.prior).inverse()
-        rows: FloatArray = inverse.mean(axis=1)
-        covariance: FloatArray = inverse - rows[:, None] - rows[None, :] + rows.mean()
-        covariance += self.score_spread @ self.score_spread.T
-        return _frozen(covariance)
+        return _frozen(_centred(inverse) + self.score_spread @ self.score_spread.T)
+
+    @cached_property
+    def _posterior_moments(self) -> tuple[FloatArray, FloatArray]:
+        found = propagate(self.pairs, self.prior)
+        means = found.means - found.means.mean()
+        means.flags.writeable = False
+        return means, _frozen(_centred(found.information.inverse()))
 
     @cached_property
     def _bank_covariance(self) -> FloatArray:
@@ -564,6 +580,13 @@ def _require_sound_judgments(
 
 def _by_id(essay_ids: Sequence[str], values: FloatArray) -> dict[str, float]:
     return {essay: float(value) for essay, value in zip(essay_ids, values, strict=True)}
+
+
+def _centred(covariance: FloatArray) -> FloatArray:
+    """C covariance C, with C the centring matrix."""
+    rows: FloatArray = covariance.mean(axis=1)
+    centred: FloatArray = covariance - rows[:, None] - rows[None, :] + rows.mean()
+    return centred
 
 
 def _frozen(covariance: FloatArray) -> FloatArray:

@@ -229,22 +229,23 @@ WITHOUT_ITSELF: Final = "An anchor is checked against the other anchors, and the
 def project_scored(
     scale: GradeScale, scored: BTScoringResult, known_grades: Mapping[str, str], *, expert_error: float = 0.0
 ) -> GradeProjectionResult:
-    """Grades of a scored batch, with the covariance of its scores.
+    """Grades of a scored batch, from the means and the covariance of its scores' posterior (`posterior_moments`).
 
-    The scores' spread over the prior's fitted width is left out: it stretches the whole scale, anchors included, and
-    the prior is taken out of every score that grades rest on.
+    Not from the published scores, which are the posterior's mode: on long scales that lies nearer to the middle, by
+    the more the farther out an essay is. The spread over the prior's fitted width is left out: it stretches the whole
+    scale, anchors included, and the prior is taken out of every score that grades rest on.
 
     Args and errors as in `project_grades`; projections are in ascending order of essay ids.
     """
-    fit = scored.fit
+    means, covariance = scored.fit.posterior_moments()
     return project_grades(
         scale,
-        scores=scored.scores,
+        scores=dict(zip(scored.essay_ids, means.tolist(), strict=True)),
         ses=scored.ses_uncapped,
         components=scored.components,
         known_grades=known_grades,
-        covariance=fit.covariance() - fit.score_spread @ fit.score_spread.T,
-        prior_sd=fit.prior_sd,
+        covariance=covariance,
+        prior_sd=scored.fit.prior_sd,
         expert_error=expert_error,
     )
 

@@ -366,10 +366,10 @@ def project(batch: BatchRecord, scale: GradeScale | None, scores: pl.DataFrame, 
         ]
         nothing = frames.GRADE_BOUNDARIES.frame([]), frames.ANCHOR_REPORT.frame([])
         return Projected(None, frames.GRADE_PROJECTIONS.frame(rows), *nothing)
-    covariance, prior_sd = _covariance(batch, scores, comparisons)
+    means, covariance, prior_sd = _posterior_moments(batch, scores, comparisons)
     result = project_grades(
         scale,
-        scores=_column(scores, "score"),
+        scores=means,
         ses=_column(scores, "se_uncapped"),
         components=_column(scores, "component"),
         known_grades=_column(scores.filter(pl.col("is_anchor")), "known_grade"),
@@ -381,12 +381,15 @@ def project(batch: BatchRecord, scale: GradeScale | None, scores: pl.DataFrame, 
     )
 
 
-def _covariance(
+def _posterior_moments(
     batch: BatchRecord, scores: pl.DataFrame, comparisons: pl.DataFrame
-) -> tuple[FloatArray | None, float | None]:
-    """Covariance of the scores in the order of their rows, at the prior width they are at, and that width."""
+) -> tuple[dict[str, float], FloatArray | None, float | None]:
+    """Means of the scores by essay and their covariance, both in the order of the rows, and the width of the prior.
+
+    See `core.grades.project_scored`, which reads the same of a fit that is still at hand.
+    """
     if not scores.height:
-        return None, None
+        return {}, None, None
     judged = comparisons.filter(pl.col("status") == ComparisonStatus.JUDGED.value).sort("comparison_id")
     place = {essay: row for row, essay in enumerate(sorted(scores["essay_id"].to_list()))}
     first = judged["winner"] == Winner.A.value
@@ -401,8 +404,10 @@ def _covariance(
         winner_first=a_won,
         known=known_anchors(batch, list(place)),
     )
-    order = [place[essay] for essay in scores["essay_id"].to_list()]
-    return fit.covariance()[np.ix_(order, order)], prior_sd
+    means, covariance = fit.posterior_moments()
+    essays = scores["essay_id"].to_list()
+    order = [place[essay] for essay in essays]
+    return dict(zip(essays, means[order].tolist(), strict=True)), covariance[np.ix_(order, order)], prior_sd
 
 
 def _projections_frame(batch: BatchRecord, result: GradeProjectionResult) -> pl.DataFrame:

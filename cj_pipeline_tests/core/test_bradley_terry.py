@@ -388,6 +388,23 @@ def test_score_intervals_are_those_of_gibbs_draws_on_a_wide_scale_where_the_mode
     assert np.linalg.norm(fit.posterior_means - draws.means) < 0.25 * np.linalg.norm(fit.scores - draws.means)
 
 
+def test_posterior_moments_are_those_of_gibbs_draws_at_the_same_width_where_the_mode_and_its_covariance_are_off():
+    winners, losers = random_judgments(12, 40, 8, sd=3.0)
+    fit = fit_bradley_terry(winners, losers, 12, prior_sd=3.0)
+    means, covariance = fit.posterior_moments()
+    draws = draw_posterior(judgment_table(winners, losers, 12), seed=2, n_draws=6000, width_prior=3.0).scores
+    exact = np.cov(draws.T)
+    assert np.linalg.norm(means - draws.mean(axis=0)) < 0.3 * np.linalg.norm(fit.scores - draws.mean(axis=0))
+    assert np.linalg.norm(covariance - exact) < 0.5 * np.linalg.norm(fit.covariance() - exact)
+    assert means.sum() == pytest.approx(0.0, abs=1e-9)
+    np.testing.assert_allclose(covariance.sum(axis=0), 0.0, atol=1e-9)
+
+
+def test_maximum_likelihood_has_no_posterior_moments():
+    with pytest.raises(InputError, match="prior"):
+        fit_bradley_terry([0, 1], [1, 0], 2, prior_sd=None).posterior_moments()
+
+
 def test_score_intervals_need_a_fitted_prior():
     with pytest.raises(InputError, match="fitted"):
         fit_bradley_terry([0, 1], [1, 0], 2, prior_sd=1.0).score_intervals()

@@ -227,3 +227,25 @@ def test_a_batch_is_scored_with_known_anchors_by_the_place_of_their_ids():
     fit = fit_bradley_terry([0, 3, 1, 2, 4], [2, 0, 3, 4, 0], 5, winner_first=np.ones(5, dtype=bool), known=anchors)
     np.testing.assert_allclose([result.scores[e] for e in sorted(essay_ids)], fit.scores, atol=1e-9)
     assert list(result.ses_uncapped.values()) == pytest.approx(fit.standard_errors().tolist())
+
+
+def test_posterior_moments_with_known_items_are_those_found_by_brute_force():
+    """Two known items and one other, judged against both: a three-dimensional integral, on a grid."""
+    known = known_items([0, 1], [-1.0, 1.0], [[0.3, 0.1], [0.1, 0.4]], 3)
+    winners, losers = np.array([2, 2, 1, 0, 2]), np.array([0, 0, 2, 2, 1])
+    fit = fit_bradley_terry(winners, losers, 3, prior_sd=1.5, known=known)
+    axis = np.linspace(-7.0, 7.0, 141)
+    theta = np.stack(np.meshgrid(axis, axis, axis, indexing="ij")).reshape(3, -1)
+    off = theta - np.array([-1.0, 1.0, 0.0])[:, None]
+    variance = np.zeros((3, 3))
+    variance[:2, :2] = known.covariance
+    variance[2, 2] = 1.5**2 + LEVEL_PRIOR_SD**2
+    log_density = -0.5 * np.einsum("ik,ij,jk->k", off, np.linalg.inv(variance), off)
+    log_density -= np.logaddexp(0.0, theta[losers] - theta[winners]).sum(axis=0)
+    density = np.exp(log_density - log_density.max())
+    centred = theta - theta.mean(axis=0)
+    expected = (centred * density).sum(axis=1) / density.sum()
+    moments = (centred * density) @ centred.T / density.sum() - np.outer(expected, expected)
+    means, covariance = fit.posterior_moments()
+    np.testing.assert_allclose(means, expected, atol=0.02)
+    np.testing.assert_allclose(covariance, moments, atol=0.02)
