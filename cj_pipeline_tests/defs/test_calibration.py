@@ -24,8 +24,10 @@ from cj_pipeline.definitions import build_definitions
 from cj_pipeline.defs.calibration import calibration_history_sensor, launch_night
 from cj_pipeline.eng5.calibration_files import read_bank
 from cj_pipeline.eng5.calibration_history import last_night_due
+from cj_pipeline.judges.catalogue import provider_and_model
+from cj_pipeline.judges.pricing import load_prices
 from cj_pipeline.ledger import UnknownAssignmentError
-from cj_pipeline.settings import load_settings
+from cj_pipeline.settings import load_settings, nightly_calibration_is_on
 from cj_pipeline_tests.builders import update_batch
 from cj_pipeline_tests.defs.stage import QUIET, ROOT, Stage
 
@@ -137,6 +139,21 @@ def test_the_schedules_are_off_unless_switched_on(on: bool) -> None:
         "eng5_nightly_calibration": ("0 3 * * *", expected),
         "eng5_calibration_watch": ("5 9 * * *", expected),
     }
+
+
+def test_the_shipped_production_settings_are_settings_and_switch_the_schedules_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = (ROOT / "deploy" / "environment").read_text().splitlines()
+    stated = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    fields = {f"CJ_{name}".upper() for name in type(load_settings()).model_fields}
+    assert stated and set(stated) <= fields
+    for name, value in stated.items():
+        monkeypatch.setenv(name, value)
+    assert nightly_calibration_is_on()
+    provider, model = provider_and_model(load_settings().calibration_judge) or ("", "")
+    prices = load_prices(ROOT / "assets_data" / "inputs" / "prices.yaml")
+    assert prices.price_of(provider, model, NIGHT.date()), "without a price a ceiling can be no wall"
 
 
 @pytest.mark.slow

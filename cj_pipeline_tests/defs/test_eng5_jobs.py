@@ -6,6 +6,11 @@ from pathlib import Path
 import pytest
 from dagster import DagsterInstance, ExecuteInProcessResult
 
+from cj_pipeline.eng5.anchor_align import align_request
+from cj_pipeline.eng5.batches import eng5_scale
+from cj_pipeline.eng5.inventory import read_inventory
+from cj_pipeline.settings import load_settings
+from cj_pipeline.workflow.registration import submit_batch
 from cj_pipeline_tests.defs.stage import QUIET, Stage
 from cj_pipeline_tests.eng5.folders import assets_in
 
@@ -53,6 +58,24 @@ def test_what_execute_submits_is_a_partition_whose_run_brings_the_artefact_up_to
     (one,) = result.asset_materializations_for_node("assessment_run")
     assert one.metadata["judged"].value == len(artefact["results"]["comparisons"]) == 6
     assert one.metadata["mode"].value == "execute"
+
+
+def test_an_alignment_that_no_mode_submitted_as_a_cell_of_a_matrix_gets_its_artefact_when_it_is_published(stage: Stage):
+    settings = load_settings(data_dir=stage.data_dir)
+    inventory = read_inventory(settings.effective_eng5_assets_dir, eng5_scale())
+    request = align_request(
+        inventory, eng5_scale(), batch_id="cell", judge="cj-generic", system=None, rubric=None,
+        overrides={"max_comparisons": 6},
+    )  # fmt: skip
+    (stage.data_dir / "outputs").mkdir(exist_ok=True)
+    with stage.ledger() as ledger:
+        submit_batch(ledger, settings, request)
+    with DagsterInstance.ephemeral() as instance:
+        result = stage.run(instance, "assess_batch_job", "cell")
+    (one,) = result.asset_materializations_for_node("assessment_run")
+    assert one.metadata["mode"].value == "anchor-align-test"
+    artefact = json.loads(Path(one.metadata["path"].value).read_text())
+    assert artefact["metadata"]["batch_id"] == "cell" and len(artefact["results"]["comparisons"]) == 6
 
 
 def test_an_option_that_may_not_be_so_fails_the_run_with_its_reason_and_stores_nothing(stage: Stage):

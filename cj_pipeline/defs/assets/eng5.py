@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dagster import AssetExecutionContext, MaterializeResult, MetadataValue, asset
 
 from cj_pipeline.core.errors import RequestError
+from cj_pipeline.core.models import BatchKind
 from cj_pipeline.defs.assets.common import CODE_VERSION, OWNERS, batch_metadata, numbers, picture
 from cj_pipeline.defs.partitions import CJ_BATCH
 from cj_pipeline.defs.resources import CJResource, batch_of_partition, plain_errors
@@ -61,8 +62,8 @@ def alignment_report(context: AssetExecutionContext, cj: CJResource) -> Iterator
     output_required=False,
 )
 def assessment_run(context: AssetExecutionContext, cj: CJResource) -> Iterator[MaterializeResult[None]]:
-    """The run artefact of a batch that `execute` or `anchor-align-test` submitted, as the ledger has it now."""
-    from cj_pipeline.eng5.artefact import RunArtefact
+    """The run artefact of what `execute`, `anchor-align-test` or a matrix submitted, as the ledger has it now."""
+    from cj_pipeline.eng5.artefact import RunArtefact, RunMode
     from cj_pipeline.eng5.artefact_building import started_mode
     from cj_pipeline.eng5.batches import eng5_scale
     from cj_pipeline.eng5.handlers import finish_run
@@ -72,6 +73,9 @@ def assessment_run(context: AssetExecutionContext, cj: CJResource) -> Iterator[M
     with plain_errors(), cj.ledger() as ledger:
         batch = batch_of_partition(ledger, context.partition_key)
         mode = started_mode(settings.outputs_dir, batch.batch_id)
+        if mode is None and batch.kind is BatchKind.ANCHOR_ALIGN:
+            # a cell of a matrix: nobody wrote an artefact as it was submitted
+            mode = RunMode.ANCHOR_ALIGN_TEST
         if mode is None:
             context.log.info(
                 f"batch {batch.batch_id} was not submitted by a mode of the ENG5 programme: no run artefact"
