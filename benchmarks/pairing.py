@@ -351,13 +351,14 @@ def measured(cell: Cell, truth: np.ndarray, fit: BradleyTerryFit, grades: dict[s
     if not grades:
         return rmse, math.nan
     ids = [name(i) for i in range(cell.essays)]
+    means, covariance = fit.posterior_moments()
     result = project_grades(
         SCALE,
-        scores=dict(zip(ids, fit.scores.tolist(), strict=True)),
+        scores=dict(zip(ids, means.tolist(), strict=True)),
         ses=dict(zip(ids, fit.standard_errors().tolist(), strict=True)),
         components=dict(zip(ids, fit.components.tolist(), strict=True)),
         known_grades=grades,
-        covariance=fit.covariance() - fit.score_spread @ fit.score_spread.T,
+        covariance=covariance,
         prior_sd=fit.prior_sd,
     )
     uniform = np.full(len(CENTRES), 1.0 / len(CENTRES))
