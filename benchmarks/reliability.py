@@ -1,9 +1,10 @@
 """How honest the reported reliability and intervals are, on simulated batches whose truth is known.
 
 Two tables. *Reliability*: the posterior expected r² (flat prior on the width) beside the true squared correlation of
-scores and truth, and beside the coefficients of the literature, for pure noise (sd 0) and for real differences; pairs
-by random matching, or nearest neighbours in the scores so far (no pair twice), each in rounds where every essay is
-judged once. *Coverage*: how often 95 % intervals of centred scores hold the truth: posterior draws, and for comparison
+scores and truth, and beside the coefficients of the literature, for pure noise (sd 0) and for real differences. Pairs:
+"random" by random matching and "nearest" by nearest neighbours in the scores so far (no pair twice), each in rounds
+where every essay is judged once; the pipeline's own designs by their names, in waves of half the essays.
+*Coverage*: how often 95 % intervals of centred scores hold the truth: posterior draws, and for comparison
 score ± 1.96 SE of maximum likelihood (where finite; the share of batches is given) and of the fitted prior's mode.
 Beside it, for posterior means ("mean") and the fit's scores ("mode"): the slope of estimates on centred truth, RMSE;
 exp E[log σ] of the fit and of the draws; and seconds that the draws and the fit took.
@@ -13,7 +14,7 @@ halves). Behind each mean, ± its Monte Carlo standard error over replications; 
 does not always exist. Seeds are a function of --seed, the cell and the replication.
 
 Run: OPENBLAS_NUM_THREADS=1 python benchmarks/reliability.py [--replications 8] [--essays 24] [--seed 1]
-     [--designs random nearest] [--truth FILE.csv]
+     [--designs random nearest coverage balanced adaptive] [--truth FILE.csv]
 About 5 minutes on one core at the defaults; 400 replications for final figures.
 """
 
@@ -30,8 +31,10 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from cj_pipeline.core.bradley_terry import fit_bradley_terry  # noqa: E402
+from cj_pipeline.core.designs import WaveRequest, plan_next_wave  # noqa: E402
 from cj_pipeline.core.errors import SeparationError  # noqa: E402
 from cj_pipeline.core.judgment_table import JudgmentTable, judgment_table  # noqa: E402
+from cj_pipeline.core.models import Comparison, ComparisonStatus, PairDesign, Winner  # noqa: E402
 from cj_pipeline.core.posterior import draw_posterior, find_mode  # noqa: E402
 from cj_pipeline.core.reliability import (  # noqa: E402
     expected_r_squared,
@@ -41,7 +44,8 @@ from cj_pipeline.core.reliability import (  # noqa: E402
     split_half,
 )
 
-DESIGNS = ("random", "nearest")
+ROUNDS = ("random", "nearest")
+DESIGNS = (*ROUNDS, "coverage", "balanced", "adaptive")
 # close to maximum likelihood, but finite
 PAIRING_WIDTH = 5.0
 
@@ -58,7 +62,7 @@ def main() -> None:
     parser.add_argument("--judgments", type=int, nargs="+", default=[4, 10, 20], help="per essay, coverage table")
     parser.add_argument("--draws", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--designs", choices=DESIGNS, nargs="+", default=DESIGNS, help="of the coverage table")
+    parser.add_argument("--designs", choices=DESIGNS, nargs="+", default=ROUNDS)
     parser.add_argument(
         "--truth", type=Path, help="coverage table: take true scores from this file's column theta_true"
     )
@@ -87,7 +91,7 @@ def reliability_table(options: argparse.Namespace) -> None:
     print(f"\nReliability, {options.rounds} rounds\n{'essays  sd   pairs  ':22}" + "".join(f"{c:>17}" for c in columns))
     for n in options.reliability_essays:
         for sd in options.reliability_sds:
-            for design in DESIGNS:
+            for design in options.designs:
                 rows = []
                 for replication in range(options.replications):
                     truth, table, seed = simulate(options.seed, n, sd, design, options.rounds, replication)
@@ -199,6 +203,9 @@ def simulate(
     cell = zlib.crc32(f"{n} {sd} {design} {rounds}".encode())
     rng = np.random.default_rng([seed, cell, replication])
     truth = sd * rng.standard_normal(n) if given is None else given
+    if design not in ROUNDS:
+        table = in_waves(truth, PairDesign(design), n * rounds // 2, rng)
+        return truth, table, int(rng.integers(2**31))
     winners: list[int] = []
     losers: list[int] = []
     seen: set[tuple[int, int]] = set()
@@ -214,6 +221,44 @@ def simulate(
             winners.append(i if i_wins else j)
             losers.append(j if i_wins else i)
     return truth, judgment_table(np.array(winners), np.array(losers), n), int(rng.integers(2**31))
+
+
+def in_waves(truth: np.ndarray, design: PairDesign, judgments: int, rng: np.random.Generator) -> JudgmentTable:
+    """The judgments of a perfect judge on pairs that a design of the pipeline chose, wave by wave."""
+    n = truth.size
+    ids = [f"e{i:05d}" for i in range(n)]
+    seed = int(rng.integers(2**31))
+    history: list[Comparison] = []
+    scores, ses, width = {}, {}, None
+    while len(history) < judgments:
+        if history:
+            winners, losers = (np.array([int(one[1:]) for one in side]) for side in sides(history))
+            fit = fit_bradley_terry(winners, losers, n)
+            scores, ses = (dict(zip(ids, row.tolist(), strict=True)) for row in (fit.scores, fit.standard_errors()))
+            width = fit.prior_sd
+        wave = len(history) // max(n // 2, 1) + 1
+        size = min(max(n // 2, 1), judgments - len(history))
+        request = WaveRequest(ids, history, size, scores, ses, seed, "b", wave, prior_sd=width)
+        for pair in plan_next_wave(design, request):
+            a, b = int(pair.essay_a[1:]), int(pair.essay_b[1:])
+            a_wins = rng.random() < 1.0 / (1.0 + np.exp(truth[b] - truth[a]))
+            history.append(
+                Comparison(
+                    comparison_id=f"{len(history):07d}",
+                    wave=wave,
+                    essay_a=pair.essay_a,
+                    essay_b=pair.essay_b,
+                    pair_mode=pair.pair_mode,
+                    status=ComparisonStatus.JUDGED,
+                    winner=Winner.A if a_wins else Winner.B,
+                )
+            )
+    return judgment_table(*(np.array([int(one[1:]) for one in side]) for side in sides(history)), n)
+
+
+def sides(history: list[Comparison]) -> tuple[list[str], list[str]]:
+    """The winners and the losers."""
+    return [str(one.winner_id) for one in history], [str(one.loser_id) for one in history]
 
 
 def matching(order: list[int], seen: set[tuple[int, int]]) -> list[tuple[int, int]]:
