@@ -35,7 +35,7 @@ from cj_pipeline.core.designs import WaveRequest, plan_next_wave  # noqa: E402
 from cj_pipeline.core.errors import SeparationError  # noqa: E402
 from cj_pipeline.core.judgment_table import JudgmentTable, judgment_table  # noqa: E402
 from cj_pipeline.core.models import Comparison, ComparisonStatus, PairDesign, Winner  # noqa: E402
-from cj_pipeline.core.posterior import draw_posterior, find_mode  # noqa: E402
+from cj_pipeline.core.posterior import draw_posterior  # noqa: E402
 from cj_pipeline.core.reliability import (  # noqa: E402
     expected_r_squared,
     score_intervals,
@@ -211,7 +211,7 @@ def simulate(
     seen: set[tuple[int, int]] = set()
     for _ in range(rounds):
         if design == "nearest" and winners:
-            scores = find_mode(judgment_table(np.array(winners), np.array(losers), n).pairs, PAIRING_WIDTH).estimate
+            scores = fit_bradley_terry(winners, losers, n, prior_sd=PAIRING_WIDTH).scores
             order = np.lexsort((rng.random(n), -scores))
         else:
             order = rng.permutation(n)

@@ -30,10 +30,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cj_pipeline.core.bradley_terry import fit_bradley_terry
+from cj_pipeline.core.bradley_terry import STEP_TOLERANCE, fit_bradley_terry
+from cj_pipeline.core.bradley_terry_mode import Mode, find_mode
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.judgment_table import JudgmentTable, PairSums
-from cj_pipeline.core.posterior import PosteriorDraws, find_mode
+from cj_pipeline.core.pair_counts import counts_of
+from cj_pipeline.core.posterior import PosteriorDraws
+from cj_pipeline.core.score_prior import IndependentPrior
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -199,7 +202,7 @@ def assess_fit(
         effect = float(draws.order_effects[row]) if draws.order_effects is not None else 0.0
         win = _logistic(draws.scores[row, sums.first] - draws.scores[row, sums.second] + effect)
         outcomes, judged = _simulate_outcomes(sums, by_judge, win, rng)
-        simulated.append(_figures(outcomes, judged, width, ordered, start=observed.estimate))
+        simulated.append(_figures(outcomes, judged, width, ordered, start=observed.mode))
     infits, outfits = np.array([s.infit for s in simulated]), np.array([s.outfit for s in simulated])
     return JudgmentFit(
         infit=observed.infit,
@@ -334,7 +337,7 @@ def _judge_fits(
 
 @dataclass(frozen=True, eq=False)
 class _Figures:
-    estimate: FloatArray
+    mode: Mode
     infit: FloatArray
     outfit: FloatArray
     by_judge: FloatArray
@@ -342,15 +345,21 @@ class _Figures:
     upsets: tuple[int, int]
 
 
-def _figures(sums: PairSums, by_judge: _ByJudge, width: float, ordered: bool, start: FloatArray | None) -> _Figures:
-    estimate = find_mode(sums, width, order_effect=ordered, start=start).estimate
-    gap = estimate[sums.first] - estimate[sums.second]
-    win = _logistic(gap + float(estimate[sums.n_items :].sum()))
+def _figures(sums: PairSums, by_judge: _ByJudge, width: float, ordered: bool, start: Mode | None) -> _Figures:
+    mode = _mode(sums, width, ordered, start)
+    gap = mode.scores[sums.first] - mode.scores[sums.second]
+    win = _logistic(gap + mode.advantage)
     infit, outfit = mean_squares(sums, win)
     clear = np.abs(gap) > CLEAR_DIFFERENCE
     behind = np.where(gap > 0, sums.second_wins, sums.first_wins)
     upsets = int(behind[clear].sum()), int(sums.totals[clear].sum())
-    return _Figures(estimate, infit, outfit, by_judge.mean_squares(win), count_triads(sums), upsets)
+    return _Figures(mode, infit, outfit, by_judge.mean_squares(win), count_triads(sums), upsets)
+
+
+def _mode(sums: PairSums, width: float, ordered: bool, start: Mode | None = None) -> Mode:
+    """The most probable scores and order effect under N(0, width²); near the mode, a start saves steps."""
+    scores, advantage = (np.zeros(sums.n_items), 0.0) if start is None else (start.scores, start.advantage)
+    return find_mode(counts_of(sums, ordered=ordered), IndependentPrior(width), scores, advantage, STEP_TOLERANCE)
 
 
 def _two_sided(observed: FloatArray, simulated: FloatArray) -> FloatArray:
@@ -579,8 +588,6 @@ def predict_wins(
     Raises:
         InputError: fewer than 2 folds, or a reading order that is wanted and not known.
     """
-    from scipy.linalg import cho_solve
-
     if folds < 2:
         raise InputError(f"folds must be at least 2, not {folds}")
     if not len(table):
@@ -590,17 +597,18 @@ def predict_wins(
     fold = (np.random.default_rng(seed).permutation(n_pairs) % folds)[table.pairs.row]
     sign = np.where(table.known_order(), 1.0, -1.0) if order_effect else np.zeros(len(table))
     predicted = np.empty(len(table))
-    n = table.n_items
     for k in range(min(folds, n_pairs)):
         rest, held = table.rows(fold != k), np.flatnonzero(fold == k)
-        mode = find_mode(rest.readings if order_effect else rest.pairs, width, order_effect=order_effect)
-        covariance = cho_solve((mode.factor, True), np.eye(mode.estimate.size), check_finite=False)
+        mode = _mode(rest.readings if order_effect else rest.pairs, width, order_effect)
+        known = mode.information
+        covariance = known.inverse()
         i, j = table.winners[held], table.losers[held]
-        difference = mode.estimate[i] - mode.estimate[j]
+        difference = mode.scores[i] - mode.scores[j] + sign[held] * mode.advantage
         variance = covariance[i, i] + covariance[j, j] - 2.0 * covariance[i, j]
         if order_effect:
-            difference += sign[held] * mode.estimate[n]
-            variance += covariance[n, n] + 2.0 * sign[held] * (covariance[i, n] - covariance[j, n])
+            # scores and advantage have the covariance -border / complement
+            with_advantage = 1.0 - 2.0 * sign[held] * (known.border[i] - known.border[j])
+            variance += with_advantage * known.advantage_variance
         predicted[held] = _logistic(difference / np.sqrt(1.0 + pi * variance / 8.0))
     return predicted
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cj_pipeline.core.errors import DisconnectedError, InputError, SeparationError, listed
-from cj_pipeline.core.judgment_table import checked_judgments
+from cj_pipeline.core.judgment_table import PairSums, checked_judgments
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -34,7 +34,8 @@ class PairCounts:
 
     Attributes:
         n_items: number of items.
-        first, second: (n_pairs,) item indices, first < second, in ascending order of (first, second, order).
+        first, second: (n_pairs,) item indices, first < second; `count_pairs` puts rows in ascending order of
+            (first, second, order).
         order: (n_pairs,) 1 where `first` was read first, -1 where `second` was, 0 where no order effect is fitted.
         first_wins, second_wins: (n_pairs,) sums of weights.
         components: (n_items,) label of each item's connected component; labels ascend with their lowest item.
@@ -150,6 +151,27 @@ def count_pairs(
     first, second = unique // n, unique % n
     components = _comparison_components(n, first, second)
     return PairCounts(n, first, second, order, first_wins, second_wins, components, winner_first is not None)
+
+
+def counts_of(sums: PairSums, *, ordered: bool) -> PairCounts:
+    """A table's sums as the fit has them, row by row.
+
+    Args:
+        sums: over pairs, or over readings where an order effect is to be fitted.
+        ordered: whether it is; `first` of each row was then read first.
+    """
+    turned = sums.first > sums.second
+    first, second = np.minimum(sums.first, sums.second), np.maximum(sums.first, sums.second)
+    return PairCounts(
+        n_items=sums.n_items,
+        first=first,
+        second=second,
+        order=np.where(turned, -1.0, 1.0) if ordered else np.zeros(first.size),
+        first_wins=np.where(turned, sums.second_wins, sums.first_wins).astype(np.float64),
+        second_wins=np.where(turned, sums.first_wins, sums.second_wins).astype(np.float64),
+        components=_comparison_components(sums.n_items, first, second),
+        ordered=ordered,
+    )
 
 
 def _truths(values: ArrayLike, length: int) -> NDArray[np.bool_]:

@@ -30,10 +30,11 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cj_pipeline.core.bradley_terry_mode import find_mode
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.expectation_propagation import Sites, propagate
 from cj_pipeline.core.judgment_table import JudgmentTable, PairSums
-from cj_pipeline.core.pair_counts import PairCounts, count_pairs
+from cj_pipeline.core.pair_counts import PairCounts, count_pairs, counts_of
 from cj_pipeline.core.polya_gamma import draw_polya_gamma
 from cj_pipeline.core.prior_width import width_posterior
 from cj_pipeline.core.score_prior import IndependentPrior
@@ -51,8 +52,8 @@ _SCALING_MOVES: Final = (0.1, 0.4, 1.2)
 _CHAINS: Final = 8
 _MANY_CHAINS_UP_TO: Final = 100
 _CORRECTION_SWEEPS: Final = 30
-_NEWTON_TOLERANCE: Final = 1e-9
-_NEWTON_STEPS: Final = 100
+# Logits. Where chains begin does not matter much.
+_NEAR_THE_MODE: Final = 1e-3
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,8 @@ def _gibbs(
     start = min(max(2.0, prior.low), prior.high)
     log_widths = np.full(chains, log(start))
     design, moves = _Design(sums, order_effect, chains), prior.low < prior.high
-    states = np.tile(find_mode(sums, start, order_effect=order_effect).estimate, (chains, 1))
+    mode = find_mode(counts_of(sums, ordered=order_effect), IndependentPrior(start), np.zeros(n), 0.0, _NEAR_THE_MODE)
+    states = np.tile(np.append(mode.scores, [mode.advantage] * order_effect), (chains, 1))
     kept_states, kept_widths = np.empty((per_chain, chains, design.size)), np.empty((per_chain, chains))
 
     def log_prior(at: FloatArray) -> FloatArray:
@@ -247,11 +249,11 @@ class _Design:
     States and weights are those of several chains at once, one per row.
     """
 
-    def __init__(self, sums: PairSums, order_effect: bool, chains: int = 1) -> None:
+    def __init__(self, sums: PairSums, order_effect: bool, chains: int) -> None:
         n = sums.n_items
         self.sums, self.order_effect, self.chains = sums, order_effect, chains
         self.size = n + order_effect
-        self.right = self.transposed(sums.first_wins - sums.totals / 2.0)
+        self.right = self._transposed(sums.first_wins - sums.totals / 2.0)
         chain = np.arange(chains)[:, None]
         self._cells = (chain * self.size**2 + sums.first * self.size + sums.second).ravel()
         self._first, self._second = (chain * n + sums.first).ravel(), (chain * n + sums.second).ravel()
@@ -262,7 +264,7 @@ class _Design:
         differences: FloatArray = states[:, sums.first] - states[:, sums.second]
         return differences + states[:, -1:] if self.order_effect else differences
 
-    def transposed(self, values: FloatArray) -> FloatArray:
+    def _transposed(self, values: FloatArray) -> FloatArray:
         """(size,) Xᵀ values: per item the sum over pairs where it is first less where it is second; then the sum."""
         sums, n = self.sums, self.sums.n_items
         per_item = np.bincount(sums.first, weights=values, minlength=n).astype(np.float64)
@@ -342,59 +344,7 @@ def _solved(factor: FloatArray, right: FloatArray, *, transposed: bool = False) 
     return solution
 
 
-# -- the mode, and draws around it -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Mode:
-    """The most probable scores (and γ) at one width of the prior.
-
-    Attributes:
-        estimate: (n_items,) scores, logits, or (n_items + 1,) with γ last.
-        factor: lower Cholesky factor of the precision there.
-    """
-
-    estimate: FloatArray
-    factor: FloatArray
-
-
-def find_mode(sums: PairSums, width: float, *, order_effect: bool = False, start: FloatArray | None = None) -> Mode:
-    """The mode of scores ~ N(0, width²) and γ ~ N(0, 1) given the judgments, by Newton's method with halved steps.
-
-    Args:
-        sums: the judgments, over ordered pairs if γ is wanted.
-        width: σ, logits.
-        order_effect: whether γ is in the model.
-        start: where to begin, else zero; near the mode it saves steps.
-    """
-    from scipy.linalg import cho_solve
-
-    n = sums.n_items
-    design = _Design(sums, order_effect)
-    ridge = np.full(design.size, width**-2)
-    ridge[n:] = 1.0
-    estimate = np.zeros(design.size) if start is None else start.copy()
-
-    def objective(x: FloatArray) -> float:
-        return float(sums.log_likelihoods(design.differences(x[None]))[0]) - 0.5 * float(ridge @ x**2)
-
-    value = objective(estimate)
-    factor = np.empty((0, 0))
-    for _ in range(_NEWTON_STEPS):
-        difference = design.differences(estimate[None])[0]
-        win = np.exp(-np.logaddexp(0.0, -difference))
-        information = design.information((sums.totals * win * (1.0 - win))[None])
-        factor = design.factors(information, np.array([log(width)]))[0]
-        slope = design.transposed(np.asarray(sums.first_wins - sums.totals * win, dtype=np.float64)) - ridge * estimate
-        step = cho_solve((factor, True), slope, check_finite=False)
-        if float(np.abs(step).max()) <= _NEWTON_TOLERANCE:
-            break
-        scale = 1.0
-        while scale > 1e-9 and objective(estimate + scale * step) < value - 1e-12 * (1.0 + abs(value)):
-            scale /= 2.0
-        estimate = estimate + scale * step
-        value = objective(estimate)
-    return Mode(estimate, factor)
+# -- expectation propagation -----------------------------------------------------------------------------------
 
 
 def _propagated(

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from cj_pipeline.core.bradley_terry import fit_bradley_terry
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.judgment_table import JudgmentTable
-from cj_pipeline.core.posterior import PosteriorDraws, find_mode
+from cj_pipeline.core.posterior import PosteriorDraws
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -248,8 +248,10 @@ def split_half(table: JudgmentTable, *, seed: int, splits: int = 20, prior_sd: f
     for _ in range(splits):
         shuffled = rng.permutation(len(table))
         halves = (shuffled[: len(table) // 2], shuffled[len(table) // 2 :])
-        one, other = (find_mode(table.rows(half).pairs, width).estimate for half in halves)
-        one, other = one - one.mean(), other - other.mean()
+        one, other = (
+            fit_bradley_terry(table.winners[half], table.losers[half], table.n_items, prior_sd=width).scores
+            for half in halves
+        )
         size = float(one @ one) * float(other @ other)
         if size > 0:
             correlations.append(float(one @ other) / size**0.5)

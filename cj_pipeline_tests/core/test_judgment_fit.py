@@ -21,7 +21,7 @@ from cj_pipeline.core.judgment_fit import (
     surprising_judgments,
 )
 from cj_pipeline.core.judgment_table import judgment_table
-from cj_pipeline.core.posterior import draw_posterior, find_mode
+from cj_pipeline.core.posterior import draw_posterior
 
 
 def simulated(truth, rounds, seed, *, effect=0.0, lapse=0.0, careless=()):
@@ -307,7 +307,7 @@ def test_one_judge_has_the_mean_squares_of_all_judgments_and_judges_change_no_ot
     named = assess_fit(table, draws, seed=3, replications=30, judges=["one"] * len(table))
     assert alone.judges == ()
     assert np.array_equal(alone.infit_p, named.infit_p)
-    scores = find_mode(table.pairs, fit_bradley_terry(table.winners, table.losers, 10).prior_sd).estimate
+    scores = fit_bradley_terry(table.winners, table.losers, 10).scores
     chance = 1 / (1 + np.exp(-(scores[table.winners] - scores[table.losers])))
     (judge,) = named.judges
     assert judge.infit == pytest.approx(((1 - chance) ** 2).sum() / (chance * (1 - chance)).sum())

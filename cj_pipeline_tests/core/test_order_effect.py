@@ -11,6 +11,10 @@ from scipy.integrate import dblquad
 from scipy.optimize import minimize
 
 from cj_pipeline.core.bradley_terry import fit_bradley_terry, log_marginal_likelihood
+from cj_pipeline.core.bradley_terry_mode import find_mode
+from cj_pipeline.core.judgment_table import judgment_table
+from cj_pipeline.core.pair_counts import counts_of
+from cj_pipeline.core.score_prior import IndependentPrior
 from cj_pipeline_tests.core.test_bradley_terry import BASEBALL, numerical_hessian
 
 # Milwaukee, Detroit, Toronto, New York, Boston, Cleveland, Baltimore; rows at home to columns
@@ -149,3 +153,23 @@ def test_a_strong_order_effect_ignored_leaves_intervals_too_narrow_and_fitted_it
     # Monte Carlo error of each mean, over exams, is about .01
     assert 0.92 < np.mean(inside[True]) < 0.98
     assert np.mean(inside[False]) < np.mean(inside[True]) - 0.01
+
+
+def test_the_mode_of_a_tables_readings_is_where_the_slope_of_the_posterior_vanishes():
+    rng = np.random.default_rng(10)
+    winners = rng.integers(0, 10, 40)
+    losers = (winners + rng.integers(1, 10, 40)) % 10
+    table = judgment_table(winners, losers, 10, rng.random(40) < 0.7)
+    mode = find_mode(counts_of(table.readings, ordered=True), IndependentPrior(1.7), np.zeros(10), 0.0, 1e-9)
+    estimate = np.append(mode.scores, mode.advantage)
+
+    def log_posterior(x):
+        sign = np.where(table.winner_read_first, 1.0, -1.0)
+        eta = x[table.winners] - x[table.losers] + sign * x[10]
+        return -np.logaddexp(0, -eta).sum() - 0.5 * (x[:10] ** 2).sum() / 1.7**2 - 0.5 * x[10] ** 2
+
+    for k in range(11):
+        step = np.zeros(11)
+        step[k] = 1e-5
+        slope = (log_posterior(estimate + step) - log_posterior(estimate - step)) / 2e-5
+        assert abs(slope) < 1e-5

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from cj_pipeline.core.bradley_terry import fit_bradley_terry
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.judgment_table import judgment_table
-from cj_pipeline.core.posterior import PosteriorDraws, draw_posterior, find_mode
+from cj_pipeline.core.posterior import PosteriorDraws, draw_posterior
 from cj_pipeline.core.reliability import (
     expected_r_squared,
     indistinguishable_groups,
@@ -56,7 +56,7 @@ def nearest_neighbour_batch(truth, rounds, seed, width=5.0):
             i_wins = rng.random() < 1.0 / (1.0 + np.exp(truth[j] - truth[i]))
             winners.append(i if i_wins else j)
             losers.append(j if i_wins else i)
-        scores = find_mode(judgment_table(winners, losers, n).pairs, width).estimate
+        scores = fit_bradley_terry(winners, losers, n, prior_sd=width).scores
         order = list(np.argsort(-scores))
     return judgment_table(winners, losers, n)
 
