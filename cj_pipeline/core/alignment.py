@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cj_pipeline.core.alignment_posterior import AlignmentDraws, KendallTau, draw_alignment, kendall_tau
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.grade_scale import GradeScale
-from cj_pipeline.core.judgment_fit import PositionBias, position_bias
+from cj_pipeline.core.judge_habits import PositionBias, position_bias
 from cj_pipeline.core.judgment_table import judgment_table_of
 from cj_pipeline.core.models import Comparison, ComparisonStatus, Value
 from cj_pipeline.core.posterior import draw_posterior

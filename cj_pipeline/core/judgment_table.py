@@ -1,7 +1,7 @@
 """The judgments of one batch as arrays, checked once: who won, who lost, and which essay was read first.
 
 Here: the table, how it is made from comparisons, and its sums over pairs. What is computed from it lives in
-`posterior`, `reliability` and `judgment_fit`.
+`posterior`, `reliability`, `judgment_fit`, `judge_habits` and `predictions`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,6 +37,17 @@ class JudgmentTable:
 
     def __len__(self) -> int:
         return int(self.winners.size)
+
+    def checked_scores(self, scores: ArrayLike) -> FloatArray:
+        """(n_items,) the scores as numbers.
+
+        Raises:
+            InputError: another length.
+        """
+        values = np.asarray(scores, dtype=np.float64)
+        if values.shape != (self.n_items,):
+            raise InputError(f"scores must be {self.n_items} numbers, one per item, not of shape {values.shape}")
+        return values
 
     @cached_property
     def pairs(self) -> "PairSums":
@@ -104,6 +115,12 @@ class PairSums:
             differences @ self.second_wins + (logarithms - np.minimum(differences, 0.0)) @ self.totals
         )
         return values
+
+
+def logistic(x: FloatArray) -> FloatArray:
+    """1 / (1 + exp(-x)), accurate to the last digits however small it is."""
+    values: FloatArray = np.exp(-np.logaddexp(0.0, -x))
+    return values
 
 
 def judgment_table(

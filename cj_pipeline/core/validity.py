@@ -1,7 +1,7 @@
 """Whether scores go with something they should not: length, or the group an essay belongs to, at the same expert grade.
 
 Pure functions. Here: regressions of scores on a trait of the essays, given their expert grades. Not here: precision
-(`reliability`), the judges' consistency (`judgment_fit`), and agreement with the experts themselves.
+(`reliability`), the judges' consistency (`judgment_fit`, `judge_habits`), and agreement with the experts themselves.
 
 Standard errors say how exactly a scale is measured. Whether it is the right scale they cannot say: a judge who counts
 words is very reliable. Among essays of one expert grade, whatever still raises the score is something that experts did

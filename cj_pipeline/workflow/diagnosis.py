@@ -1,7 +1,8 @@
 """How far a batch's scale can be trusted: reliability, misfit, bias and validity, computed afresh from the ledger.
 
 Everything here is for people: no decision reads it, and nothing is stored. What the figures are is in
-`core.reliability`, `core.judgment_fit` and `core.validity`; this puts together what is said about one batch.
+`core.reliability`, `core.judgment_fit`, `core.judge_habits`, `core.predictions` and `core.validity`; this puts together
+what is said about one batch.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,20 +15,12 @@ from typing import Any, Final
 from cj_pipeline.core.anchor_bank import AnchorBank, check_drift, night_scores
 from cj_pipeline.core.bradley_terry import BradleyTerryFit, fit_bradley_terry
 from cj_pipeline.core.errors import InputError, quoted
-from cj_pipeline.core.judgment_fit import (
-    JudgmentFit,
-    PositionBias,
-    RepeatAgreement,
-    assess_fit,
-    calibration_table,
-    position_bias,
-    predict_wins,
-    repeat_agreement,
-    surprising_judgments,
-)
+from cj_pipeline.core.judge_habits import PositionBias, RepeatAgreement, position_bias, repeat_agreement
+from cj_pipeline.core.judgment_fit import JudgmentFit, assess_fit
 from cj_pipeline.core.judgment_table import judgment_table_of
 from cj_pipeline.core.models import ComparisonStatus, Essay
 from cj_pipeline.core.posterior import draw_posterior
+from cj_pipeline.core.predictions import calibration_table, predict_wins, surprising_judgments
 from cj_pipeline.core.reliability import (
     expected_r_squared,
     indistinguishable_groups,

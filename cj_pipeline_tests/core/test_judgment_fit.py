@@ -1,4 +1,4 @@
-"""Misfit, position bias, repeats and predictions against direct formulas, published intervals and simulated judges."""
+"""Misfit against direct formulas and simulated judges."""
 
 from itertools import combinations
 from math import exp
@@ -9,17 +9,7 @@ from scipy.stats import binom, combine_pvalues
 
 from cj_pipeline.core.bradley_terry import fit_bradley_terry
 from cj_pipeline.core.errors import InputError
-from cj_pipeline.core.judgment_fit import (
-    assess_fit,
-    calibration_table,
-    count_triads,
-    mean_squares,
-    position_bias,
-    predict_wins,
-    repeat_agreement,
-    share_of,
-    surprising_judgments,
-)
+from cj_pipeline.core.judgment_fit import assess_fit, count_triads, mean_squares
 from cj_pipeline.core.judgment_table import judgment_table
 from cj_pipeline.core.posterior import draw_posterior
 
@@ -34,26 +24,6 @@ def simulated(truth, rounds, seed, *, effect=0.0, lapse=0.0, careless=()):
     blind = (rng.random(a.size) < lapse) | np.isin(a, careless) | np.isin(b, careless)
     a_wins = rng.random(a.size) < np.where(blind, 0.5, chance)
     return judgment_table(np.where(a_wins, a, b), np.where(a_wins, b, a), n, a_wins)
-
-
-# -- shares ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("count", "total", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_intervals_of_shares_are_those_published_by_newcombe(count, total, low, high):
-    """Newcombe (1998), Statistics in Medicine 17, 857-872, Table I, method 3."""
-    assert share_of(count, total).interval == pytest.approx((low, high), abs=5e-5)
-
-
-def test_a_share_of_nothing_is_unknown():
-    assert share_of(0, 0).share is None
-    assert share_of(0, 0).interval == (0.0, 1.0)
-
-
-# -- misfit ----------------------------------------------------------------------------------------------------
 
 
 def test_infit_and_outfit_are_the_mean_squares_of_wright_and_masters_summed_judgment_by_judgment():
@@ -162,108 +132,6 @@ def test_an_essay_without_judgments_has_no_fit():
     assert np.isfinite(fit.infit_p[:3]).all()
 
 
-# -- position and repeats --------------------------------------------------------------------------------------
-
-
-def test_pairs_read_in_both_orders_are_counted_by_who_won_them():
-    # (0, 1): 0 both times; (2, 3): the first both times; (4, 5): the second both times; (0, 2): one order only
-    table = judgment_table(
-        [0, 0, 2, 3, 5, 4, 0], [1, 1, 3, 2, 4, 5, 2], 6, [True, False, True, True, False, False, True]
-    )
-    bias = position_bias(table)
-    assert (bias.swapped_pairs, bias.consistent, bias.first_both, bias.second_both) == (3, 1, 1, 1)
-    assert (bias.first_wins.count, bias.first_wins.total) == (4, 7)
-    assert bias.swap_p_value == 1.0
-    assert bias.p_value == pytest.approx(1.0)
-    assert bias.verdict.startswith("No position bias shown")
-
-
-@pytest.mark.parametrize(("effect", "side"), [(1.0, "first"), (-1.0, "second")])
-def test_a_judge_who_favours_a_position_is_found_out_in_words(effect, side):
-    bias = position_bias(simulated(np.linspace(-1, 1, 20), 20, 7, effect=effect))
-    assert bias.p_value < 0.01
-    assert f"favours the essay read {side}" in bias.verdict
-
-
-def test_the_exact_p_value_of_the_first_position_is_the_binomial_one():
-    table = judgment_table([0] * 8 + [1] * 2, [1] * 8 + [0] * 2, 2, [True] * 8 + [False] * 2)
-    assert position_bias(table).p_value == pytest.approx(2 * binom.sf(7, 10, 0.5))
-
-
-def test_without_judgments_nothing_is_said_about_positions():
-    assert "nothing can be said" in position_bias(judgment_table([], [], 3, np.zeros(0, dtype=bool))).verdict
-
-
-def test_agreement_is_the_share_of_pairs_of_judgments_that_name_the_same_winner():
-    # (0, 1) read in this order three times: 0, 0, 1; in the other order once: 0. (1, 2) once.
-    table = judgment_table([0, 0, 1, 0, 1], [1, 1, 0, 1, 2], 3, [True, True, False, False, True])
-    result = repeat_agreement(table, [1.0, 0.0, 0.0])
-    p = 1.0 / (1.0 + exp(-1.0))
-    assert (result.same_order.pairs, result.other_order.pairs) == (1, 1)
-    assert result.same_order.share == pytest.approx(1 / 3)
-    assert result.other_order.share == pytest.approx(2 / 3)
-    assert result.same_order.expected == pytest.approx(p**2 + (1 - p) ** 2)
-    assert result.other_order.expected == pytest.approx(p**2 + (1 - p) ** 2)
-
-
-def test_an_order_effect_lowers_the_agreement_expected_between_the_two_orders():
-    table = judgment_table([0, 1], [1, 0], 2, [True, True])
-    result = repeat_agreement(table, [0.0, 0.0], order_effect=2.0)
-    p = 1.0 / (1.0 + exp(-2.0))
-    assert result.other_order.share == 0.0
-    assert result.other_order.expected == pytest.approx(2 * p * (1 - p))
-    assert result.same_order.share is None
-
-
-# -- predictions and surprises ---------------------------------------------------------------------------------
-
-
-def test_a_pair_is_predicted_from_the_judgments_of_other_pairs_only():
-    # the only link between the two halves is one pair, judged ten times
-    table = judgment_table([0] * 10 + [0, 2], [2] * 10 + [1, 3], 4)
-    assert predict_wins(table, seed=1, prior_sd=1.0, folds=12)[0] == pytest.approx(
-        predict_wins(judgment_table([0, 0, 2], [2, 1, 3], 4), seed=1, prior_sd=1.0, folds=12)[0]
-    )
-
-
-def test_predicted_chances_are_those_that_favourites_turn_out_to_have():
-    chances = np.concatenate(
-        [
-            predict_wins(simulated(2.0 * np.random.default_rng(s).standard_normal(24), 14, s), seed=s, prior_sd=2.0)
-            for s in range(10)
-        ]
-    )
-    bins = [cell for cell in calibration_table(chances) if cell.won.total]
-    assert sum(cell.won.total for cell in bins) == len(chances)
-    for cell in bins:
-        error = (cell.predicted * (1 - cell.predicted) / cell.won.total) ** 0.5
-        # judgments of one batch share its scores, which widens this by up to a half
-        assert abs(cell.won.share - cell.predicted) < 1.5 * 3.0 * error
-
-
-def test_predictions_with_an_order_effect_use_it():
-    table = simulated(np.zeros(20), 30, 8, effect=2.0)
-    chances = predict_wins(table, seed=1, prior_sd=1.0, order_effect=True)
-    assert chances[table.winner_read_first].mean() > 0.75
-    assert predict_wins(table, seed=1, prior_sd=1.0)[table.winner_read_first].mean() < 0.6
-
-
-def test_calibration_bins_take_each_judgment_by_its_favourite():
-    cells = calibration_table([0.55, 0.45, 0.5, 0.95, 1.0, 0.6])
-    assert [cell.won.total for cell in cells] == [2, 1, 0, 0, 2]
-    assert cells[0].won.count == 1
-    assert cells[0].predicted == pytest.approx(0.55)
-    assert cells[2].predicted is None
-
-
-def test_the_most_surprising_judgment_comes_first_and_expected_ones_never():
-    table = judgment_table([0, 2, 1, 2], [1, 0, 0, 1], 3)
-    found = surprising_judgments(table, [2.0, 1.0, 0.0])
-    assert [(s.row, s.winner, s.loser) for s in found] == [(1, 2, 0), (2, 1, 0), (3, 2, 1)]
-    assert found[0].chance == pytest.approx(1.0 / (1.0 + exp(2.0)))
-    assert len(surprising_judgments(table, [2.0, 1.0, 0.0], most=1)) == 1
-
-
 def test_input_that_does_not_fit_together_is_refused():
     table = judgment_table([0, 1], [1, 0], 2)
     draws = draw_posterior(table, seed=1, n_draws=20)
@@ -271,14 +139,6 @@ def test_input_that_does_not_fit_together_is_refused():
         assess_fit(table, draws, seed=1, replications=5)
     with pytest.raises(InputError, match="3 items"):
         assess_fit(table, draw_posterior(judgment_table([0], [1], 3), seed=1, n_draws=20), seed=1)
-    with pytest.raises(InputError, match="one per item"):
-        surprising_judgments(table, [1.0])
-    with pytest.raises(InputError, match="folds"):
-        predict_wins(table, seed=1, folds=1)
-    with pytest.raises(InputError, match="between 0 and 1"):
-        calibration_table([1.2])
-    with pytest.raises(InputError, match="count <= total"):
-        share_of(3, 2)
 
 
 def test_a_judge_who_flips_coins_misfits_beside_a_sound_one_on_the_same_scale():
