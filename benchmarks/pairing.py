@@ -360,6 +360,7 @@ def measured(cell: Cell, truth: np.ndarray, fit: BradleyTerryFit, grades: dict[s
         known_grades=grades,
         covariance=covariance,
         prior_sd=fit.prior_sd,
+        anchors_placed=fit.bank_scores is not None,
     )
     uniform = np.full(len(CENTRES), 1.0 / len(CENTRES))
     score = 0.0

@@ -79,6 +79,19 @@ _BISECTIONS: Final = 26
 
 
 @dataclass(frozen=True, eq=False)
+class OwnPriors:
+    """What the fit assumed of each essay's score, to be taken out where its grade stands in its place.
+
+    Attributes:
+        means: (n,) logits.
+        precisions: (n,) logits⁻²; 0: nothing was assumed.
+    """
+
+    means: FloatArray
+    precisions: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
 class ScoreBelief:
     """What the judgments of one component say about its essays' scores, as far as grades need it.
 
@@ -88,7 +101,9 @@ class ScoreBelief:
         with_anchors: (n, a) covariance with the anchors' scores, logits².
         origin: mean and variance of what published scores are counted from, and its covariance with the anchors (a,).
             Its mean is 0; with `covariance` it is the mean of the component.
-        prior_precision: 1/sigma² of the scores' own prior N(0, sigma²); 0 if they have none.
+        anchors_prior: precision of the prior N(0, sigma²) that the anchors have; 0 if they have none, or one that
+            earlier judgments have given them.
+        own_priors: of the essays.
         anchors: (a,) which of the essays are anchors.
         grades: (a,) their grade numbers.
     """
@@ -97,7 +112,8 @@ class ScoreBelief:
     variances: FloatArray
     with_anchors: FloatArray
     origin: tuple[float, FloatArray]
-    prior_precision: float
+    anchors_prior: float
+    own_priors: OwnPriors
     anchors: IntArray
     grades: IntArray
 
@@ -109,6 +125,8 @@ def believe(
     prior_sd: float | None,
     anchors: IntArray,
     grades: IntArray,
+    *,
+    placed: bool = False,
 ) -> ScoreBelief:
     """What is known of one component.
 
@@ -118,25 +136,52 @@ def believe(
         covariance: (n, n) of the scores, logits², up to shifts of all scores alike; None: scores are independent.
         prior_sd: width of the prior that scores and covariance come from; None: maximum likelihood.
         anchors, grades: as in `ScoreBelief`.
+        placed: whether earlier judgments have placed the anchors (`score_prior.AnchoredPrior`). What these say stays;
+            the prior of the other scores is then N(level, prior_sd²) around a free level.
     """
+    nothing = OwnPriors(np.zeros(scores.size), np.zeros(scores.size))
     if covariance is None:
         with_anchors = np.zeros((scores.size, anchors.size))
         with_anchors[anchors, np.arange(anchors.size)] = ses[anchors] ** 2
-        return ScoreBelief(scores, ses**2, with_anchors, (0.0, np.zeros(anchors.size)), 0.0, anchors, grades)
+        return ScoreBelief(scores, ses**2, with_anchors, (0.0, np.zeros(anchors.size)), 0.0, nothing, anchors, grades)
     rows = covariance.mean(axis=1)
     # differences do not say where all scores lie: the prior does, and without one nothing does
     level = float(rows.mean())
     centred = np.diag(covariance) - 2.0 * rows + level
     shift = prior_sd**2 / scores.size if prior_sd is not None else 10.0 * max(float(centred.max()), 1e-6)
+    precision = 0.0 if prior_sd is None else prior_sd**-2
+    own = nothing
+    if prior_sd is not None:
+        own = OwnPriors(np.zeros(scores.size), np.full(scores.size, precision))
+        if placed:
+            own = _around_the_others(scores - scores.mean(), covariance, prior_sd, anchors)
     return ScoreBelief(
         means=scores - scores.mean(),
         variances=np.maximum(centred, 0.0) + shift,
         with_anchors=covariance[:, anchors] - rows[:, None] - rows[anchors] + level + shift,
         origin=(shift, np.full(anchors.size, shift)),
-        prior_precision=0.0 if prior_sd is None else prior_sd**-2,
+        anchors_prior=0.0 if placed else precision,
+        own_priors=own,
         anchors=anchors,
         grades=grades,
     )
+
+
+def _around_the_others(means: FloatArray, covariance: FloatArray, prior_sd: float, anchors: IntArray) -> OwnPriors:
+    """The prior of each score that is no anchor's, given the other such scores, where all are N(level, prior_sd²).
+
+    With the level integrated out it is N(mean of the m - 1 others, prior_sd² (1 + 1/(m - 1))), the mean as uncertain as
+    its judgments leave it; a score alone has none.
+    """
+    students = np.setdiff1d(np.arange(means.size), anchors)
+    others = students.size - 1
+    precisions, about = np.zeros(means.size), np.zeros(means.size)
+    if others > 0:
+        among = covariance[np.ix_(students, students)]
+        mean_variance = (among.sum() - 2.0 * among.sum(axis=1) + np.diag(among)) / others**2
+        about[students] = (means[students].sum() - means[students]) / others
+        precisions[students] = 1.0 / (prior_sd**2 * (1.0 + 1.0 / others) + np.maximum(mean_variance, 0.0))
+    return OwnPriors(about, precisions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,19 +232,19 @@ class Calibration:
         everyone: of all essays of the component and, last, of the origin of the published scores.
         anchors: of the anchors, each left out of its own calibration.
         leverage: (a,) by how much of a logit an anchor's grade centre follows its score, 0 to 1.
-        prior_precision: of the prior that students' scores still have in `everyone`.
+        own_priors: what students' scores still have in `everyone`.
         expert_error: probability that an expert is off by one grade.
     """
 
     everyone: Centres
     anchors: Centres
     leverage: FloatArray
-    prior_precision: float
+    own_priors: OwnPriors
     expert_error: float
 
     def misfits(self, grades: IntArray) -> FloatArray:
         """(a,) standard deviations by which anchors of these grade numbers score above expectation."""
-        found = differences(self.anchors, np.arange(grades.size), 0.0)
+        found = differences(self.anchors, np.arange(grades.size))
         own = np.arange(grades.size)
         off = found.means[:, own, grades]
         noise = self.anchors.spread**2 + self.expert_error * self.anchors.step**2
@@ -245,7 +290,7 @@ def calibrate(belief: ScoreBelief, labels: int, expert_error: float = 0.0) -> Ca
     points = _likely_points(belief, axes, np.maximum(values, 0.0), expert_error)
     everyone = _everyone(points, axes, means, columns @ vectors, variances)
     leverage = everyone.weights[:, 0] @ np.einsum("gkl,gal,ak->ga", points.covariance, axes.rows(points), onto)
-    return Calibration(everyone, _left_out(points, axes), leverage, belief.prior_precision, expert_error)
+    return Calibration(everyone, _left_out(points, axes), leverage, belief.own_priors, expert_error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -370,8 +415,8 @@ def _without_anchors_prior(belief: ScoreBelief) -> tuple[FloatArray, FloatArray,
     means = np.append(belief.means, 0.0)
     columns = np.vstack([belief.with_anchors, origin_with])
     variances = np.append(belief.variances, origin_variance)
-    if belief.prior_precision > 0:
-        precision = belief.prior_precision * (1.0 - _PRIOR_LEFT)
+    if belief.anchors_prior > 0:
+        precision = belief.anchors_prior * (1.0 - _PRIOR_LEFT)
         among = columns[belief.anchors]
         taken = np.linalg.inv(np.eye(among.shape[0]) / precision - among)
         moved = columns @ taken
@@ -494,22 +539,23 @@ class Differences:
     log_weights: FloatArray
 
 
-def differences(centres: Centres, essays: IntArray, own_prior: float) -> Differences:
+def differences(centres: Centres, essays: IntArray, own_priors: OwnPriors | None = None) -> Differences:
     """Differences of scores from centres.
 
     Args:
         centres: shared or not.
         essays: (n,) which of them.
-        own_prior: precision of the prior N(0, 1/own_prior) that each score has and is to be freed of; 0 for none.
+        own_priors: of all essays, that each score is to be freed of; None for none.
     """
     shared = centres.centres.shape[1] == 1
     pick = np.zeros(1, dtype=np.int64) if shared else essays
     mean, variance = centres.means[:, essays], centres.variances[:, essays]
     between = centres.with_centres[:, essays]
-    free = 1.0 / np.maximum(1.0 - own_prior * variance, _PRIOR_LEFT)
-    bend = own_prior * free
-    theta = mean * free
-    mu = centres.centres[:, pick] + (bend * mean)[..., None] * between
+    about, precision = (np.zeros(1), np.zeros(1)) if own_priors is None else _of(own_priors, essays)
+    free = 1.0 / np.maximum(1.0 - precision * variance, _PRIOR_LEFT)
+    bend = precision * free
+    theta = about + (mean - about) * free
+    mu = centres.centres[:, pick] + (bend * (mean - about))[..., None] * between
     # covariance of theta - mu_k and theta - mu_l, the prior taken out of theta by a rank-one update
     covariance = centres.covariance[:, pick] + (bend[..., None] * between)[..., :, None] * between[..., None, :]
     freed = between * free[..., None]
@@ -524,6 +570,10 @@ def differences(centres: Centres, essays: IntArray, own_prior: float) -> Differe
     misfit += beyond * (2.0 * means - beyond) / np.where(beyond > 0, of_higher, of_lower)
     log_weights = np.log(np.maximum(centres.weights[:, pick], 1e-300))
     return Differences(means, covariance, -0.5 * (np.log(variances) + misfit), centres.spread, log_weights)
+
+
+def _of(priors: OwnPriors, essays: IntArray) -> tuple[FloatArray, FloatArray]:
+    return priors.means[essays], priors.precisions[essays]
 
 
 def likelihoods(found: Differences) -> FloatArray:

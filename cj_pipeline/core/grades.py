@@ -246,6 +246,7 @@ def project_scored(
         known_grades=known_grades,
         covariance=covariance,
         prior_sd=scored.fit.prior_sd,
+        anchors_placed=scored.fit.bank_scores is not None,
         expert_error=expert_error,
     )
 
@@ -259,6 +260,7 @@ def project_grades(
     known_grades: Mapping[str, str],
     covariance: FloatArray | None = None,
     prior_sd: float | None = None,
+    anchors_placed: bool = False,
     expert_error: float = 0.0,
 ) -> GradeProjectionResult:
     """Project every essay's score onto the grade scale, by the model of `grade_model`.
@@ -274,6 +276,8 @@ def project_grades(
             differences are used). None: scores are independent with their SEs.
         prior_sd: with `covariance`, the width of the prior N(0, prior_sd²) that scores and covariance come from,
             which is taken out again; None: they come from maximum likelihood.
+        anchors_placed: whether anchors have their prior from earlier judgments (`fit_bradley_terry(known=...)`). Only
+            the students' is then taken out, N(level, prior_sd²) around a free level.
         expert_error: probability, below 1, that an expert's grade is off by one.
 
     Returns:
@@ -293,11 +297,11 @@ def project_grades(
     ids = list(scores)
     x = np.array([scores[essay] for essay in ids], dtype=np.float64)
     se = np.array([ses[essay] for essay in ids], dtype=np.float64)
-    placed = np.isfinite(x) & np.isfinite(se)
+    known = np.isfinite(x) & np.isfinite(se)
 
     by_component: dict[Hashable, list[int]] = {}
     for place, essay in enumerate(ids):
-        if placed[place]:
+        if known[place]:
             by_component.setdefault(components[essay], []).append(place)
     graded: list[_Graded] = []
     answers: list[_Answer | str] = [NO_SCORE if known_grades else NO_ANCHORS] * len(ids)
@@ -311,6 +315,7 @@ def project_grades(
             ses=se[places],
             covariance=None if covariance is None else covariance[np.ix_(places, places)],
             prior_sd=prior_sd,
+            placed=anchors_placed,
             steps=steps,
         )
         inversions += _find_inversions(part)
@@ -371,7 +376,10 @@ def _name_some(ids: Sequence[str]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Component:
-    """The essays of one connected component: places in the batch (n,), ids, scores and SEs (n,), covariance (n, n)."""
+    """The essays of one connected component: places in the batch (n,), ids, scores and SEs (n,), covariance (n, n).
+
+    `placed`: see `anchors_placed` of `project_grades`.
+    """
 
     places: IntArray
     ids: Sequence[str]
@@ -379,6 +387,7 @@ class _Component:
     ses: FloatArray
     covariance: FloatArray | None
     prior_sd: float | None
+    placed: bool
     steps: Mapping[str, int]
 
     @cached_property
@@ -442,7 +451,9 @@ def _grade(part: _Component, scale: GradeScale, expert_error: float) -> _Graded:
     """Calibrate one component on its anchors and grade its essays."""
     labels = len(scale.labels)
     prior = np.array(scale.label_priors)
-    belief = believe(part.scores, part.ses, part.covariance, part.prior_sd, part.anchors, part.grades)
+    belief = believe(
+        part.scores, part.ses, part.covariance, part.prior_sd, part.anchors, part.grades, placed=part.placed
+    )
     calibration = calibrate(belief, labels, expert_error)
     everyone = calibration.everyone
     weights = everyone.weights[:, 0]
@@ -475,7 +486,7 @@ def _grade_students(
     """Enter the students' answers; the grades' shares (K,), and cuts less midpoints at each grid point (G, K-1)."""
     everyone, students = calibration.everyone, part.students
     parts = in_parts(np.arange(students.size))
-    found = [differences(everyone, students[rows], calibration.prior_precision) for rows in parts]
+    found = [differences(everyone, students[rows], calibration.own_priors) for rows in parts]
     likelihood = np.vstack([np.zeros((0, prior.size)), *map(likelihoods, found)])
     fitted = fit_shares(likelihood, prior)
     centres = everyone.centres[:, 0]
@@ -489,7 +500,7 @@ def _grade_anchors(
     part: _Component, calibration: Calibration, prior: FloatArray, spread: float, answers: list[_Answer | str]
 ) -> None:
     """Enter the anchors' answers, each without its own grade, under the scale's own shares."""
-    found = differences(calibration.anchors, np.arange(part.anchors.size), 0.0)
+    found = differences(calibration.anchors, np.arange(part.anchors.size))
     centres = calibration.anchors.average()
     offsets = cuts(centres, np.full(part.anchors.size, spread), prior) - centres @ middles(prior.size).T
     likelihood = likelihoods(found)

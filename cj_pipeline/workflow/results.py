@@ -375,6 +375,7 @@ def project(batch: BatchRecord, scale: GradeScale | None, scores: pl.DataFrame, 
         known_grades=_column(scores.filter(pl.col("is_anchor")), "known_grade"),
         covariance=covariance,
         prior_sd=prior_sd,
+        anchors_placed=batch.anchor_bank is not None,
     )
     return Projected(
         result, _projections_frame(batch, result), _boundaries_frame(batch, result), _anchors_frame(batch, result)

@@ -284,7 +284,7 @@ def test_the_grade_at_the_exact_score_agrees_with_draws():
     _, scores, covariance = exam(21, grades, students=2)
     belief = believe(scores, np.ones(6), covariance, PRIOR_SD, np.arange(4), np.array(grades))
     everyone = calibrate(belief, 3).everyone
-    found = differences(everyone, np.array([4, 5]), PRIOR_SD**-2)
+    found = differences(everyone, np.array([4, 5]), belief.own_priors)
     weights = np.array([0.2, 0.5, 0.3])
     offsets = cuts(everyone.centres[:, 0], everyone.spread, weights)
     offsets -= (everyone.centres[:, 0, 1:] + everyone.centres[:, 0, :-1]) / 2

@@ -338,6 +338,38 @@ def test_projections_keep_the_order_of_the_scores_and_cannot_be_changed():
 # Simulated exams
 
 
+@pytest.mark.parametrize(("width", "allowed"), [(0.6, 0.05), (1.2, 0.01)])
+def test_beside_placed_anchors_only_the_students_prior_is_taken_out(width, allowed):
+    """Normal observations: with and without a prior around a free level, grades from equal shares are the same."""
+    rng = np.random.default_rng(4)
+    anchors, students = 8, 20
+    ids = [f"a{i}" for i in range(anchors)] + [f"s{i}" for i in range(students)]
+    known = {f"a{i}": FIVE.grades[i // 2] for i in range(anchors)}
+    truth = np.concatenate([np.repeat(np.arange(4.0), 2) * 1.2, 1.8 + width * rng.standard_normal(students)])
+    ses = np.concatenate([np.full(anchors, 0.25), np.full(students, 0.6)])
+    observed = truth + ses * rng.standard_normal(truth.size)
+    plain = {"components": dict.fromkeys(ids, 0), "known_grades": known, "ses": dict(zip(ids, ses, strict=True))}
+    expected = project_grades(FIVE, scores=dict(zip(ids, observed, strict=True)), covariance=np.diag(ses**2), **plain)
+
+    precision = np.diag(ses**-2.0)
+    others = slice(anchors, None)
+    shared = 100.0**2 / (width**2 + students * 100.0**2)
+    precision[others, others] += (np.eye(students) - shared) / width**2
+    covariance = np.linalg.inv(precision)
+    means = covariance @ (observed / ses**2)
+    found = project_grades(
+        FIVE,
+        scores=dict(zip(ids, means, strict=True)),
+        covariance=covariance,
+        prior_sd=width,
+        anchors_placed=True,
+        **plain,
+    )
+    for one, other in zip(found.projections, expected.projections, strict=True):
+        off = [abs(share - other.probabilities_uniform[grade]) for grade, share in one.probabilities_uniform.items()]
+        assert max(off) < allowed
+
+
 def simulate_exams(count: int, seed: int, spread_share: float | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities, shape (exams, 24, 10), and true grade steps, shape (exams, 24), of students on the legacy scale.
 
