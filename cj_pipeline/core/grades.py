@@ -675,8 +675,8 @@ def _verdict(reason: str | None, anchors: Sequence[AnchorCheck], inversions: Seq
     if first is not None and first.misfit is not None:
         side = "above" if first.misfit > 0 else "below"
         said.append(
-            f"Replace or regrade {first.essay_id} first: the judge puts it {side} what {first.known_grade} leads to "
-            f"expect, by {abs(first.misfit):.1f} standard deviations."
+            f"If an anchor is to be regraded or replaced, look at {first.essay_id} first: the judge puts it {side} what "
+            f"{first.known_grade} leads to expect, by {abs(first.misfit):.1f} standard deviations."
         )
     if sure:
         named = ", ".join(f"{pair.lower_graded} above {pair.higher_graded}" for pair in sure[:_INVERSIONS_NAMED])
