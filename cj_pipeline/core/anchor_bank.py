@@ -187,6 +187,9 @@ def night_scores(night: str, anchors: Mapping[str, int], fit: BradleyTerryFit) -
     are N(R V⁻¹ d, R), R = (V⁻¹ - σ⁻² I)⁻¹. Without it, shrunken scores of every night would draw the bank together. The
     prior of other essays in the batch stays, and so does an order effect's uncertainty.
 
+    Mode and curvature, not the moments by which grades go: with the prior taken out, those overshoot, the more the
+    fewer judgments there are.
+
     Args:
         night: the batch.
         anchors: what the bank calls an anchor → its item in the fit, at least two.

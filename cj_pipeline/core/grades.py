@@ -6,8 +6,8 @@ scores and their covariance (`bradley_terry`).
 
 Every essay's grade is given twice: under the grades' shares as fitted to this batch's students (norm-referencing: a
 strong class makes high grades likelier) and under equal shares. The first is printed; which of them counts is for a
-board to decide. The printed grade is the posterior **median**: the truth is as likely to be higher as lower, and one
-boundary at a time can be defended. It need not be the single most probable grade.
+board to decide. The printed grade is the posterior **median**: neither a higher nor a lower grade is more likely than
+not, and one boundary at a time can be defended. It need not be the single most probable grade.
 
 Two kinds of error are kept apart. A student's own comparisons err for that student alone and average out over a class.
 The anchors err for all alike: a boundary that is off moves everybody. So each boundary has its own interval.
@@ -80,7 +80,7 @@ class GradeProjection(Value):
         boundary_distance_se: expected distance from the nearest boundary over the standard deviation of that distance,
             in which the anchors' error counts. Never negative.
         nearest_boundary: the boundary nearest on the score scale, as `lower|upper`.
-        would_change: probability that the exact score (endless judging, of anchors too) would print another grade.
+        would_change: probability that another grade would be printed if score and boundaries were known exactly.
         probabilities: label → probability, low to high; empty if not available.
         grade_uniform, confidence_uniform, probabilities_uniform: the same with all grades equally common beforehand.
     """
@@ -108,7 +108,8 @@ class GradeBoundary(Value):
     Attributes:
         boundary: as `lower|upper`.
         is_pass: whether it is the boundary between failing and passing.
-        score: where it lies, logits, on the scale of the batch's scores: a score there is graded either way.
+        score: where it lies, logits, on the scale of the scores that grades rest on: a true score there is graded
+            either way. Published scores lie nearer to zero (`project_scored`).
         se: its standard error from the anchors, logits. It moves all students alike.
         low, high: its 95 % interval, logits.
         share_above: expected share of students whose grade is above the boundary.
@@ -675,8 +676,8 @@ def _verdict(reason: str | None, anchors: Sequence[AnchorCheck], inversions: Seq
     if first is not None and first.misfit is not None:
         side = "above" if first.misfit > 0 else "below"
         said.append(
-            f"If an anchor is to be regraded or replaced, look at {first.essay_id} first: the judge puts it {side} what "
-            f"{first.known_grade} leads to expect, by {abs(first.misfit):.1f} standard deviations."
+            f"If an anchor is to be regraded or replaced, look at {first.essay_id} first: the judge puts it {side} "
+            f"what {first.known_grade} leads to expect, by {abs(first.misfit):.1f} standard deviations."
         )
     if sure:
         named = ", ".join(f"{pair.lower_graded} above {pair.higher_graded}" for pair in sure[:_INVERSIONS_NAMED])

@@ -270,7 +270,12 @@ GRADE_PROJECTIONS = Table(
         Column("boundary_distance_se", pl.Float64, "distance to the nearest grade boundary, in SEs", nullable=True),
         Column("nearest_boundary", pl.String, "the boundary, as lower|upper grade", nullable=True),
         Column("probabilities", PROBABILITIES, "every grade of the scale with its probability"),
-        Column("would_change", pl.Float64, "probability that endless judging would print another grade", nullable=True),
+        Column(
+            "would_change",
+            pl.Float64,
+            "probability that another grade would be printed if score and boundaries were known exactly",
+            nullable=True,
+        ),
         Column("grade_uniform", pl.String, "the grade if all grades were equally common beforehand", nullable=True),
         Column("confidence_uniform", pl.Float64, "probability of that grade, then", nullable=True),
         Column("probabilities_uniform", PROBABILITIES, "every grade's probability, then"),
