@@ -4,8 +4,9 @@ Two tables. *Reliability*: the posterior expected r² (flat prior on the width) 
 scores and truth, and beside the coefficients of the literature, for pure noise (sd 0) and for real differences. Pairs:
 "random" by random matching and "nearest" by nearest neighbours in the scores so far (no pair twice), each in rounds
 where every essay is judged once; the pipeline's own designs by their names, in waves of half the essays.
-*Coverage*: how often 95 % intervals of centred scores hold the truth: posterior draws, and for comparison
-score ± 1.96 SE of maximum likelihood (where finite; the share of batches is given) and of the fitted prior's mode.
+*Coverage*: how often 95 % intervals of centred scores hold the truth: posterior draws, the published `score_low` and
+`score_high` (expectation propagation), and for comparison score ± 1.96 SE of maximum likelihood (where finite; the
+share of batches is given) and of the fitted prior's mode.
 Beside it, for posterior means ("mean") and the fit's scores ("mode"): the slope of estimates on centred truth, RMSE;
 exp E[log σ] of the fit and of the draws; and seconds that the draws and the fit took.
 
@@ -128,6 +129,7 @@ def coverage_table(options: argparse.Namespace) -> None:
     """Print the coverage of 95 % intervals."""
     columns = (
         "posterior",
+        "score_low/_high",
         "mode ± 1.96 SE",
         "ML ± 1.96 SE",
         "ML finite",
@@ -181,8 +183,11 @@ def coverage_row(truth: np.ndarray, table: JudgmentTable, seed: int, draws: int)
         by_ml, finite = np.mean(np.abs(ml.scores - centred) <= 1.96 * ml.standard_errors()), 1.0
     except SeparationError:
         by_ml, finite = np.nan, 0.0
+    published = mode.score_intervals()
+    by_fit = np.mean((published[:, 0] <= centred) & (centred <= published[:, 1]))
     return [
         held,
+        by_fit,
         by_mode,
         by_ml,
         finite,
