@@ -134,7 +134,8 @@ def ledger_alignment(ledger: Ledger, batch_id: str, scale: GradeScale) -> Alignm
         raise InputError(f"batch {batch_id}: nothing of it has been judged yet: `cj run {batch_id}` first")
     tunables = BatchTunables.model_validate(batch.settings)
     fitted = compute_bt_scores_and_se(comparisons, list(grades), tunables)
-    return measure_alignment(comparisons, grades, fitted.scores, fitted.ses, scale, seed=tunables.pair_generation_seed)
+    seed = tunables.pair_generation_seed
+    return measure_alignment(comparisons, grades, fitted.scores, fitted.ses_uncapped, scale, seed=seed)
 
 
 def ledger_report(ledger: Ledger, batch_id: str, scale: GradeScale, targets: AlignmentTargets) -> AlignmentReport:

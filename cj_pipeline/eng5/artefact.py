@@ -245,7 +245,7 @@ class ScaleRow(Value):
     rank: int = Field(ge=1, description="1 is best")
     score: Real = Field(description="scores of a batch sum to zero")
     se: Real = Field(ge=0, description="standard error as estimated, not capped")
-    se_capped: Real = Field(ge=0, description="as shown in reports, capped at BT_STANDARD_ERROR_MAX")
+    se_capped: Real = Field(ge=0, description="as batch reports show it, capped at BT_STANDARD_ERROR_MAX")
     se_prior_free: Real | None = Field(description="from the judgments alone; null: they say nothing")
     comparisons: Count = Field(description="judged comparisons of the essay")
     wins: Count
