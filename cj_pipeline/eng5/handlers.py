@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 from pydantic import Field
 
 from cj_pipeline.core.models import Value
-from cj_pipeline.eng5.anchor_align import align_request
+from cj_pipeline.eng5.anchor_align import align_request, look_before_aligning
 from cj_pipeline.eng5.artefact import RunMode
 from cj_pipeline.eng5.artefact_building import recorded_run, write_run
 from cj_pipeline.eng5.batches import (
@@ -30,7 +30,6 @@ from cj_pipeline.eng5.batches import (
 from cj_pipeline.eng5.dry_run import dry_run
 from cj_pipeline.eng5.execute import (
     DEFAULT_ASSIGNMENT,
-    execute_overrides,
     execute_request,
     folder_assignment,
     look_before_executing,
@@ -43,7 +42,7 @@ from cj_pipeline.logs import get_logger
 from cj_pipeline.settings import BatchOverrides, CJSettings
 from cj_pipeline.workflow.intake import BatchRequest
 from cj_pipeline.workflow.preflight import Finding, require_ready
-from cj_pipeline.workflow.registration import Submission, register_assignment, submit_batch
+from cj_pipeline.workflow.registration import Submission, register_assignment, require_sound, submit_batch
 
 # --- what a mode is told -----------------------------------------------------------------------------------------
 
@@ -222,13 +221,13 @@ class DryRunHandler:
 
 
 class AlignHandler:
-    """`anchor-align-test`: the anchors submitted as if they were students."""
+    """`anchor-align-test`: everything looked at, the anchors submitted as if they were students."""
 
     mode: Final = RunMode.ANCHOR_ALIGN_TEST
     options: Final = AlignOptions
 
     def run(self, desk: Desk, options: AlignOptions) -> Outcome:
-        """See `anchor_align.align_request`."""
+        """See `anchor_align`. A judge that cannot be asked ends it before the batch id is used up."""
         batch_id, inventory = _batch_and_inventory(desk, self.mode, options)
         request = align_request(
             inventory,
@@ -239,6 +238,8 @@ class AlignHandler:
             rubric=_variant(desk, "rubric", options.rubric),
             overrides=options.overrides,
         )
+        require_sound(desk.settings, request)
+        _look(desk, look_before_aligning(desk.settings, options.judge_or_default, request.overrides))
         with desk.open_ledger() as ledger:
             return _submitted(desk, ledger, self.mode, request, inventory)
 
@@ -254,15 +255,6 @@ class ExecuteHandler:
         batch_id, inventory = _batch_and_inventory(desk, self.mode, options)
         assignment = folder_assignment(inventory, eng5_scale(), options.assignment_id)
         system, rubric = _variant(desk, "system", options.system_prompt), _variant(desk, "rubric", options.rubric)
-        findings = look_before_executing(
-            desk.settings,
-            assignment,
-            options.judge_or_default,
-            execute_overrides(system, rubric, options.overrides),
-            may_replace=options.replace,
-        )
-        desk.told(findings)
-        require_ready(findings)
         request = execute_request(
             inventory,
             batch_id=batch_id,
@@ -272,6 +264,11 @@ class ExecuteHandler:
             rubric=rubric,
             overrides=options.overrides,
         )
+        require_sound(desk.settings, request)
+        findings = look_before_executing(
+            desk.settings, assignment, options.judge_or_default, request.overrides, may_replace=options.replace
+        )
+        _look(desk, findings)
         with desk.open_ledger() as ledger:
             register_assignment(ledger, assignment, replace=options.replace)
             return _submitted(desk, ledger, self.mode, request, inventory)
@@ -310,6 +307,11 @@ def _batch_and_inventory(desk: Desk, mode: Mode, options: ModeOptions) -> tuple[
 
 def _variant(desk: Desk, kind: VariantKind, choice: str | None) -> PromptVariant | None:
     return None if choice is None else select_variant(desk.settings.prompt_variants_dir, kind, choice)
+
+
+def _look(desk: Desk, findings: list[Finding]) -> None:
+    desk.told(findings)
+    require_ready(findings)
 
 
 def _submitted(desk: Desk, ledger: Ledger, mode: RunMode, request: BatchRequest, inventory: Inventory) -> Outcome:

@@ -207,11 +207,20 @@ def test_anchors_that_differ_from_the_registered_end_execute_unless_a_revision_i
     assert list(begun["validation"]["manifest"]) == ["requests/batch.json"]
 
 
-def test_execute_ends_before_anything_is_stored_if_its_judge_cannot_be_asked(run, home, monkeypatch):
+@pytest.mark.parametrize("mode", ["execute", "anchor-align-test"])
+def test_a_judge_that_cannot_be_asked_ends_the_mode_before_anything_is_stored(run, home, monkeypatch, mode):
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
-    code, _, err = run("execute", "--llm-provider", "anthropic", "--llm-model", "claude-haiku-4-5")
+    code, _, err = run(mode, "--llm-provider", "anthropic", "--llm-model", "claude-haiku-4-5")
     assert code == 1
     assert "ANTHROPIC_API_KEY" in err and "nothing was spent" in err
+    assert not (home / "assets_data" / "outputs").exists()
+
+
+def test_a_batch_that_cannot_be_stored_registers_no_assignment_either(run, home):
+    (home / INPUTS / "eng5_np" / "ROLE_MODELS_ENG5_NP_2016" / "student_essays" / "quality.csv").unlink()
+    code, _, err = run("execute", "--max-comparisons", 5000)
+    assert code == 2
+    assert "2 problems, nothing was stored" in err and "CJ_MAX_PAIRWISE" in err and "quality.csv" in err
     assert not (home / "assets_data" / "outputs").exists()
 
 
