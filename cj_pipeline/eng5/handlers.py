@@ -285,15 +285,27 @@ def finish_run(
 ) -> Path:
     """Write the artefact of a batch that was run, and log how its run ended; the artefact's path.
 
+    A batch that goes on has not completed: unless it timed out, nothing is logged of it.
+
     Raises:
         CJError: see `recorded_run` and `write_run`.
     """
-    counts = ledger.state(batch_id)
-    correlation_id = ledger.batch(batch_id).correlation_id
-    log = get_logger(batch_id=batch_id, correlation_id=correlation_id, runner_mode=mode.value)
-    event = "collector_timeout" if timed_out else "runner_execution_complete"
-    log.info(event, judged=counts.judged, failed=counts.failed, total_budget=counts.total_budget)
-    return write_run(recorded_run(ledger, batch_id, inventory, mode, timed_out=timed_out), settings.outputs_dir)
+    run = recorded_run(ledger, batch_id, inventory, mode, timed_out=timed_out)
+    path = write_run(run, settings.outputs_dir)
+    if timed_out or not run.partial_data:
+        counts, batch = ledger.state(batch_id), run.results.batch
+        log = get_logger(batch_id=batch_id, correlation_id=batch.correlation_id, runner_mode=mode.value)
+        log.info(
+            "collector_timeout" if timed_out else "runner_execution_complete",
+            judged=counts.judged,
+            failed=counts.failed,
+            total_budget=counts.total_budget,
+            status=batch.status.value,
+            stop_reason=batch.stop_reason,
+            partial_data=run.partial_data,
+            timeout=timed_out,
+        )
+    return path
 
 
 # --- what they share ---------------------------------------------------------------------------------------------

@@ -171,7 +171,8 @@ def test_execute_registers_the_anchors_grades_the_students_and_leaves_an_artefac
     assert "2 students, 6 anchors of the assignment, budget 10" in out and "SIMULATED" in out
     assert "COMPLETE_MAX_COMPARISONS (budget_spent)" in out and "LLM batching diagnostics" in out
     assert logged(err, "runner_validation_state")["runner_mode"] == "execute"
-    assert logged(err, "runner_execution_complete")["judged"] == 10
+    told = logged(err, "runner_execution_complete")
+    assert (told["judged"], told["partial_data"], told["stop_reason"]) == (10, False, "budget_spent")
     ledger = open_ledger(home)
     batch = ledger.batch("e1")
     assert (batch.kind, batch.assignment_id, batch.total_budget) == (BatchKind.ASSESSMENT, "eng5-np-2016", 10)
@@ -205,6 +206,9 @@ def test_anchors_that_differ_from_the_registered_end_execute_unless_a_revision_i
     begun = json.loads((folder / "assessment_run.execute.json").read_text())
     assert begun["validation"]["runner_status"]["partial_data"] is True
     assert list(begun["validation"]["manifest"]) == ["requests/batch.json"]
+    code, out, err = run("collect", "e2")
+    assert code == 0 and "PARTIAL DATA" in out
+    assert "runner_execution_complete" not in err, "nothing of it has been judged"
 
 
 @pytest.mark.parametrize("mode", ["execute", "anchor-align-test"])
@@ -255,7 +259,8 @@ def test_when_the_time_is_over_it_stops_sending_keeps_what_it_has_and_leaves_the
     code, _, err = run("anchor-align-test", "--batch-id", "t1", "--completion-timeout", 1)
     assert code == 1
     assert "--completion-timeout" in err
-    assert logged(err, "collector_timeout")["batch_id"] == "t1"
+    told = logged(err, "collector_timeout")
+    assert (told["batch_id"], told["partial_data"], told["timeout"], told["status"]) == ("t1", True, True, "JUDGING")
     ledger = open_ledger(home)
     batch = ledger.batch("t1")
     assert batch.status is BatchStatus.JUDGING
