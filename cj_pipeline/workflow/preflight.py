@@ -67,7 +67,7 @@ def look_at_ledger(settings: CJSettings) -> Finding:
     try:
         file = sqlite_file(url)
         if file is not None and not file.exists():
-            return Finding("ledger", State.OK, f"{file}: there is none yet; the first command that needs it makes it")
+            return _ledger_to_come(file)
         ledger = Ledger.open(url)
         try:
             counted = len(ledger.batches())
@@ -76,6 +76,18 @@ def look_at_ledger(settings: CJSettings) -> Finding:
     except CJError as error:
         return Finding("ledger", State.PROBLEM, str(error))
     return Finding("ledger", State.OK, f"{without_password(url)}: schema as it should be, {counted} batches")
+
+
+def _ledger_to_come(file: Path) -> Finding:
+    there = _nearest_existing(file.parent)
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return Finding("ledger", State.OK, f"{file}: there is none yet; the first command that needs it makes it")
+    return Finding(
+        "ledger",
+        State.PROBLEM,
+        f"{file}: there is none yet, and none can be made, because {there} is no folder that can be written: correct "
+        "CJ_LEDGER_URL or CJ_DATA_DIR",
+    )
 
 
 def look_at_disk(settings: CJSettings) -> Finding:

@@ -228,6 +228,15 @@ def test_a_batch_that_cannot_be_stored_registers_no_assignment_either(run, home)
     assert not (home / "assets_data" / "outputs").exists()
 
 
+@pytest.mark.parametrize("stated", ["elsewhere", "/nowhere/at/all"])
+def test_a_dagster_home_that_is_no_full_path_of_a_folder_is_named(run, home, monkeypatch, stated):
+    (home / "elsewhere").mkdir()
+    monkeypatch.setenv("DAGSTER_HOME", stated)
+    code, _, err = run("anchor-align-test")
+    assert code == 2
+    assert f"DAGSTER_HOME {stated}" in err and "Traceback" not in err
+
+
 def test_an_anchor_below_the_scale_is_refused_with_its_file(run, home):
     assets_in(home / "other", ("F", "C-", "A"))
     code, _, err = run("execute", "--assets", "other")

@@ -103,6 +103,14 @@ def test_looking_for_a_ledger_makes_none(settings: CJSettings):
     assert not settings.data_dir.exists()
 
 
+def test_a_ledger_that_cannot_be_made_is_a_problem(settings: CJSettings, tmp_path: Path):
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    elsewhere = settings.model_copy(update={"ledger_url": f"sqlite:///{tmp_path / 'file' / 'ledger.sqlite'}"})
+    found = look_at_ledger(elsewhere)
+    assert found.state is State.PROBLEM
+    assert str(tmp_path / "file") in found.text and "CJ_LEDGER_URL" in found.text
+
+
 def test_a_ledger_of_another_schema_is_a_problem(settings: CJSettings, ledger_url: str):
     engine = make_engine(ledger_url)
     with engine.begin() as connection:
