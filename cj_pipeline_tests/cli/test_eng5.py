@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import structlog
 from cj_pipeline.core.models import BatchKind, BatchStatus
 from cj_pipeline_tests.cli.test_cli import PROJECT, cj, open_ledger
 from cj_pipeline_tests.eng5.folders import anchor_name, assets_in
+from cj_pipeline_tests.workflow.scenes import advance
 
 INPUTS = Path("assets_data") / "inputs"
 GRADES = ("F+", "E-", "D-", "C-", "B", "A")
@@ -120,6 +122,17 @@ def test_without_waiting_it_submits_and_says_that_no_daemon_takes_it_up(run, hom
     assert open_ledger(home).batch("later").status is BatchStatus.SUBMITTED
     code, _, err = run("report", "later")
     assert code == 2 and "cj run later" in err
+
+
+def test_a_report_of_an_unfinished_batch_is_told_as_one_so_far(run, home):
+    assert run("anchor-align-test", "--batch-id", "begun", "--no-await")[0] == 0
+    with closing(open_ledger(home)) as ledger:
+        advance(ledger, "begun", waves_per_run=1)
+        judged = ledger.state("begun").judged
+        assert judged and not ledger.batch("begun").status.is_final
+    code, out, err = run("report", "begun")
+    assert code == 0, err
+    assert f"{judged} judgments so far" in out
 
 
 def test_a_living_daemon_is_told_of(run, home):
