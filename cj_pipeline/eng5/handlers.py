@@ -18,7 +18,7 @@ from pydantic import Field
 from cj_pipeline.core.models import Value
 from cj_pipeline.eng5.anchor_align import align_request, look_before_aligning
 from cj_pipeline.eng5.artefact import RunMode
-from cj_pipeline.eng5.artefact_building import recorded_run, write_run
+from cj_pipeline.eng5.artefact_building import recorded_run, require_own_folder, write_run
 from cj_pipeline.eng5.batches import (
     DEFAULT_JUDGE,
     LookMode,
@@ -313,6 +313,8 @@ def finish_run(
 
 def _batch_and_inventory(desk: Desk, mode: Mode, options: ModeOptions) -> tuple[str, Inventory]:
     batch_id = eng5_batch_id(options.batch_id, mode, desk.now)
+    if isinstance(mode, RunMode):
+        require_own_folder(desk.settings.outputs_dir, batch_id, mode)
     folder = Path(options.assets) if options.assets else desk.settings.effective_eng5_assets_dir
     return batch_id, read_inventory(folder, eng5_scale())
 

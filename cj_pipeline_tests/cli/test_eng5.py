@@ -200,6 +200,15 @@ def test_execute_registers_the_anchors_grades_the_students_and_leaves_an_artefac
     assert run("verify", path, "--ledger")[0] == 0
 
 
+def test_a_batch_id_that_another_mode_has_used_is_refused_before_a_batch_is_stored(run, home):
+    assert run("dry-run", "--batch-id", "taken", "--max-comparisons", 30)[0] == 0
+    for mode in ("execute", "anchor-align-test"):
+        code, _, err = run(mode, "--batch-id", "taken", "--no-await")
+        assert code == 2
+        assert "assessment_run.dry-run.json" in err and "choose another batch id" in err
+    assert not (home / "assets_data" / "outputs" / "ledger.sqlite").exists()
+
+
 def test_anchors_that_differ_from_the_registered_end_execute_unless_a_revision_is_asked_for(run, home):
     assert run("execute", "--batch-id", "e1", "--no-await")[0] == 0
     assets = home / INPUTS / "eng5_np" / "ROLE_MODELS_ENG5_NP_2016"
