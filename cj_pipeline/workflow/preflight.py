@@ -15,7 +15,7 @@ from typing import Final
 from cj_pipeline.core.errors import CJError
 from cj_pipeline.judges.catalogue import judge_problems, judge_warnings, open_judge, provider_and_model
 from cj_pipeline.judges.errors import ModelNotFoundError
-from cj_pipeline.ledger import Ledger
+from cj_pipeline.ledger import REVISION_REMEDY, Ledger
 from cj_pipeline.ledger.engine import sqlite_file, without_password
 from cj_pipeline.settings import BatchTunables, CJSettings
 from cj_pipeline.workflow.intake import AssignmentRequest
@@ -163,9 +163,9 @@ def look_at_assignment(settings: CJSettings, wanted: AssignmentRequest, *, may_r
         ledger.close()
     if different is None:
         return [absent]
-    state = State.WARNING if may_replace else State.PROBLEM
+    state, then = (State.WARNING, "a revision is added") if may_replace else (State.PROBLEM, REVISION_REMEDY)
     if different:
-        return [Finding("assignment", state, f"{wanted.assignment_id}: {problem}") for problem in different]
+        return [Finding("assignment", state, f"{wanted.assignment_id}: {what}: {then}") for what in different]
     told = f"{wanted.assignment_id}: registered as its files have it, {len(wanted.anchors)} anchors"
     return [Finding("assignment", State.OK, told)]
 

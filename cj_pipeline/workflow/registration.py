@@ -67,7 +67,7 @@ def register_assignment(ledger: Ledger, request: AssignmentRequest, *, replace: 
 
 
 def assignment_differences(ledger: Ledger, request: AssignmentRequest) -> list[str] | None:
-    """What of the registered assignment differs from the request, each with its remedy; None: not registered."""
+    """What of the registered assignment differs from the request; None: not registered."""
     return ledger.assignment_differences(_new_assignment(request))
 
 

@@ -140,7 +140,10 @@ def test_an_assignment_is_absent_then_the_same_then_different(settings: CJSettin
     found = look_at_assignment(here, other)
     assert states(found) == [State.PROBLEM] * 2
     assert any(f"anchor {first.anchor_ref} has another text" in one.text for one in found)
-    assert states(look_at_assignment(here, other, may_replace=True)) == [State.WARNING] * 2
+    assert all("use --replace" in one.text for one in found)
+    warned = look_at_assignment(here, other, may_replace=True)
+    assert states(warned) == [State.WARNING] * 2
+    assert all("a revision is added" in one.text and "--replace" not in one.text for one in warned)
 
 
 def test_every_problem_is_told_and_warnings_stop_nothing():
