@@ -52,9 +52,14 @@ def ensure_dagster_home() -> Path:
     """Set `DAGSTER_HOME` where it is unset: the folder with dagster.yaml, here or above.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or `DAGSTER_HOME` is no folder that Dagster would take.
     """
     home = project_home()
+    stated = os.environ.get("DAGSTER_HOME")
+    if stated and not (Path(stated).is_absolute() and Path(stated).is_dir()):
+        raise InputError(
+            f"DAGSTER_HOME {stated}: is not the full path of a folder: export DAGSTER_HOME=/path/to/the/project"
+        )
     if "DAGSTER_HOME" in os.environ or (home / "dagster.yaml").is_file():
         os.environ["DAGSTER_HOME"] = str(home)
         return home

@@ -34,6 +34,7 @@ def doctor(
 
     Nothing is created, stored, judged or paid: a provider is only asked to describe the model, which needs its key.
     """
+    from cj_pipeline.eng5.batches import DEFAULT_JUDGE as ENG5_JUDGE
     from cj_pipeline.logs import configure_logging
     from cj_pipeline.settings import effective_tunables, load_settings, parse_overrides
     from cj_pipeline.workflow.preflight import State, look_at_disk, look_at_judge, look_at_ledger
@@ -41,7 +42,7 @@ def doctor(
 
     settings = load_settings()
     configure_logging(settings.log_format)
-    name = judge_name(judge, llm_provider, llm_model, prefix="--llm-") or DEFAULT_JUDGE
+    name = judge_name(judge, llm_provider, llm_model, prefix="--llm-") or (ENG5_JUDGE if eng5 else DEFAULT_JUDGE)
     findings = [look_at_ledger(settings), look_at_disk(settings), look_at_dagster()]
     if eng5:
         findings += _look_at_eng5(settings, assets, assignment_id)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cj_pipeline.cli.context import console, dagster_instance, open_ledger, print_json, say
+from cj_pipeline.reports.figures.sheet import counted
 
 HISTORY_SHOWN = 30
 
@@ -36,14 +37,18 @@ def calibrate(
     """
     from cj_pipeline.cli.run import await_batch
     from cj_pipeline.core.errors import InputError
-    from cj_pipeline.core.models import check_batch_id
     from cj_pipeline.defs.partitions import add_partitions
-    from cj_pipeline.eng5.nightly import submit_night
+    from cj_pipeline.eng5.batches import stated_batch_id
+    from cj_pipeline.eng5.nightly import look_at_nights_judge, submit_night
+    from cj_pipeline.workflow.calibration import night_id
+    from cj_pipeline.workflow.preflight import require_ready
 
-    if batch_id is not None:
-        check_batch_id(batch_id)
+    now = datetime.now(UTC)
+    stated = stated_batch_id(batch_id, default=night_id(now.date()))
     with open_ledger() as (settings, ledger), dagster_instance() as instance:
-        night = submit_night(ledger, settings, datetime.now(UTC), batch_id=batch_id)
+        if await_completion:
+            require_ready(look_at_nights_judge(settings))
+        night = submit_night(ledger, settings, now, batch_id=stated)
         done = night.submission
         if done is None:
             raise InputError(night.skipped or "the night was skipped")
@@ -100,7 +105,7 @@ def calibration_history(
     ]
     if rows:
         console.print(plain_table(rows))
-    say(f"{len(history.rows)} night(s) of {history.assignment_id} by {history.configuration.profile}"
+    say(f"{counted(len(history.rows), 'night')} of {history.assignment_id} by {history.configuration.profile}"
         f"{' (SIMULATED)' if history.simulated else ''}; {due.text}")  # fmt: skip
     for verdict in verdicts:
         say(f"  {'no alarm' if verdict.in_control else 'ALARM   '} {verdict.measure}: {verdict.text}")

@@ -66,6 +66,8 @@ def matrix(
     with open_ledger() as (settings, ledger), dagster_instance() as instance:
         made = _planned(settings, ledger, file, assets)
         _plan_text(made)
+        if await_completion and not _backfill_daemon_is_alive(instance):
+            _require_judges(settings, made)
         submit_matrix(ledger, settings, made)
         on_hold = _on_hold(ledger, made)
         batch_ids = [cell.batch_id for cell in made.to_run if cell.batch_id not in on_hold]
@@ -165,6 +167,27 @@ def _cell_row(cell: "Cell") -> dict[str, Any]:
         "expected $": None if cell.cost is None else round(cell.cost.at_budget, 4),
         "wall $": cell.wall_usd,
     }
+
+
+def _require_judges(settings: "CJSettings", made: "Matrix") -> None:
+    """Look at every judge that this process is to ask: a cell whose judge refuses is over, and its label used up.
+
+    Raises:
+        PreflightError: a judge cannot be asked now; nothing was stored or spent.
+    """
+    from cj_pipeline.settings import effective_tunables
+    from cj_pipeline.workflow.preflight import look_at_judge, require_ready
+
+    one_of_each = {cell.judge.label: cell for cell in made.to_run}
+    require_ready(
+        [
+            finding
+            for cell in one_of_each.values()
+            for finding in look_at_judge(
+                settings, effective_tunables(settings, cell.request.overrides), cell.judge.judge
+            )
+        ]
+    )
 
 
 def _plan_json(made: "Matrix") -> dict[str, Any]:

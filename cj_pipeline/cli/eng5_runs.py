@@ -7,6 +7,7 @@ import typer
 
 from cj_pipeline.cli.context import dagster_instance, open_ledger, say
 from cj_pipeline.cli.doctor import daemon_is_alive
+from cj_pipeline.settings import load_settings
 
 if TYPE_CHECKING:
     from cj_pipeline.cli.run import CompletionTimeoutError, JobFailedError
@@ -95,7 +96,7 @@ def _conclude(
     if failed is not None and not status.has_grades:
         raise failed
     if mode is RunMode.ANCHOR_ALIGN_TEST and judged:
-        _report(batch, enforce_targets=enforce_targets and timed_out is None, partial=timed_out is not None)
+        _report(batch, enforced=timed_out is None and (enforce_targets or settings.enforce_targets))
     for error in (timed_out, failed):
         if error is not None:
             raise error
@@ -180,10 +181,10 @@ def report(
     ] = False,
 ) -> None:
     """Write the alignment report of a batch again, from the ledger. No call is made."""
-    _report(batch, enforce_targets=enforce_targets, partial=False)
+    _report(batch, enforced=enforce_targets or load_settings().enforce_targets)
 
 
-def _report(batch: str, *, enforce_targets: bool, partial: bool) -> None:
+def _report(batch: str, *, enforced: bool) -> None:
     from cj_pipeline.cli.eng5_text import report_text
     from cj_pipeline.core.alignment import AlignmentTargets
     from cj_pipeline.eng5.anchor_align import enforce, ledger_report, write_report
@@ -191,9 +192,10 @@ def _report(batch: str, *, enforce_targets: bool, partial: bool) -> None:
 
     with open_ledger(quiet=True) as (settings, ledger):
         made = ledger_report(ledger, batch, eng5_scale(), AlignmentTargets())
+        partial = not ledger.batch(batch).status.is_final
     written = write_report(made, settings.outputs_dir / "eng5" / batch)
     report_text(made, partial=partial)
     for path in written:
         say(f"written: {path}")
-    if not partial and (enforce_targets or settings.enforce_targets):
+    if enforced:
         enforce(batch, made.verdicts)

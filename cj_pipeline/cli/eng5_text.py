@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cj_pipeline.cli.context import console, say
+from cj_pipeline.reports.figures.sheet import counted
 
 if TYPE_CHECKING:
     from cj_pipeline.eng5.alignment_report import AlignmentReport
@@ -41,8 +42,8 @@ def plan_text(made: "Plan") -> None:
         accuracy = made.accuracy
         low, middle, high = accuracy.stopped
         say(
-            f"expected accuracy, from {accuracy.replications} simulated exams ({accuracy.exam.step:g} logits a grade; "
-            "`cj simulate` does more):"
+            f"expected accuracy, from {counted(accuracy.replications, 'simulated exam')} "
+            f"({accuracy.exam.step:g} logits a grade; `cj simulate` does more):"
         )
         budget_rows_text(accuracy.rows, None if cost is None else cost.per_judgment)
         why = ", ".join(f"{reason} ({count})" for reason, count in accuracy.reasons.items())

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cj_pipeline.cli.context import open_ledger, print_json, say
+from cj_pipeline.reports.figures.sheet import counted
 
 
 def verify(
@@ -17,9 +18,12 @@ def verify(
 
     Nothing is written, and no judge is called.
     """
-    from cj_pipeline.eng5.artefact_verification import verify_artefact
+    from cj_pipeline.eng5.artefact import RunMode
+    from cj_pipeline.eng5.artefact_verification import read_artefact, verify_artefact
 
-    if ledger:
+    # opening a ledger may make one, and a dry run is in none
+    in_no_ledger = ledger and read_artefact(artefact).metadata.mode is RunMode.DRY_RUN
+    if ledger and not in_no_ledger:
         with open_ledger(quiet=True) as (_, opened):
             differences = verify_artefact(artefact, opened)
     else:
@@ -29,7 +33,9 @@ def verify(
     else:
         for difference in differences:
             say(difference)
-        agreement = "files and scores" + (" and the ledger" if ledger else "")
-        say(f"{len(differences)} differences" if differences else f"{artefact}: {agreement} agree with it")
+        agreement = "files and scores" + (" and the ledger" if ledger and not in_no_ledger else "")
+        say(counted(len(differences), "difference") if differences else f"{artefact}: {agreement} agree with it")
+        if in_no_ledger:
+            say("a dry run is in no ledger, so none was looked at")
     if differences:
         raise typer.Exit(1)

@@ -177,7 +177,7 @@ def measure_alignment(
     Args:
         comparisons: the batch's; only those with status JUDGED count.
         grades: essay id → expert grade, for every essay of the batch.
-        scores, ses: essay id → score and reported standard error, logits.
+        scores, ses: essay id → score and standard error, logits; not capped, because intervals are read off them.
         scale: the scale of the grades.
         seed: of the posterior draws.
         n_draws: posterior draws.

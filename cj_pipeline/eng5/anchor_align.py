@@ -1,7 +1,8 @@
 """Mode `anchor-align-test`: the anchors judged as if they were students, and what the experts would say to it.
 
-Here: the batch's request, and the alignment report as the ledger tells it. Not here: how a batch is submitted and run
-(`workflow`, `cli`), the figures (`core.alignment`), the form of the report (`alignment_report`).
+Here: the batch's request, what is looked at before it is stored, and the alignment report as the ledger tells it. Not
+here: how a batch is submitted and run (`workflow`, `cli`), the figures (`core.alignment`), the form of the report
+(`alignment_report`).
 
 The batch has no assignment, so no anchor of it is one to the program, no grade is projected, and nothing of it reaches
 the calibration of other batches. Expert grades travel beside the essays, as `known_grade`, for the report alone.
@@ -22,11 +23,12 @@ from cj_pipeline.eng5.prompt_variants import PromptVariant, variant_overrides
 from cj_pipeline.judges.simulated import grade_quality
 from cj_pipeline.ledger import Ledger
 from cj_pipeline.ledger.records import BatchRecord
-from cj_pipeline.settings import BatchTunables, parse_overrides
+from cj_pipeline.settings import BatchOverrides, BatchTunables, CJSettings, effective_tunables, parse_overrides
 from cj_pipeline.whole_files import write_whole
 from cj_pipeline.workflow.documents import text_sha256
 from cj_pipeline.workflow.intake import BatchRequest, EssaySubmission
 from cj_pipeline.workflow.judging import batch_instructions
+from cj_pipeline.workflow.preflight import Finding, look_at_disk, look_at_judge, look_at_ledger
 
 REPORT_NAME: Final = "alignment_report"
 
@@ -98,6 +100,21 @@ def align_request(
     )
 
 
+def look_before_aligning(settings: CJSettings, judge: str, overrides: BatchOverrides) -> list[Finding]:
+    """Ledger, disk and judge, as they are. Nothing is created, stored, judged or paid.
+
+    Args:
+        settings: of the process.
+        judge: who would judge.
+        overrides: what the batch would bring along.
+    """
+    return [
+        look_at_ledger(settings),
+        look_at_disk(settings),
+        *look_at_judge(settings, effective_tunables(settings, overrides), judge),
+    ]
+
+
 def _quality(scale: GradeScale, grade: str) -> float:
     # `grade_quality` counts from the lowest grade; the label below it is one step further down
     return -1.0 if grade == scale.below_lowest else grade_quality(scale.grades, grade)
@@ -134,7 +151,8 @@ def ledger_alignment(ledger: Ledger, batch_id: str, scale: GradeScale) -> Alignm
         raise InputError(f"batch {batch_id}: nothing of it has been judged yet: `cj run {batch_id}` first")
     tunables = BatchTunables.model_validate(batch.settings)
     fitted = compute_bt_scores_and_se(comparisons, list(grades), tunables)
-    return measure_alignment(comparisons, grades, fitted.scores, fitted.ses, scale, seed=tunables.pair_generation_seed)
+    seed = tunables.pair_generation_seed
+    return measure_alignment(comparisons, grades, fitted.scores, fitted.ses_uncapped, scale, seed=seed)
 
 
 def ledger_report(ledger: Ledger, batch_id: str, scale: GradeScale, targets: AlignmentTargets) -> AlignmentReport:

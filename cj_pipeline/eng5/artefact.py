@@ -228,7 +228,7 @@ class RunResults(Value):
         _refuse_repeats("comparison", (comparison.comparison_id for comparison in self.comparisons))
         _refuse_repeats("essay", (essay.essay_id for essay in self.essays))
         if self.llm_comparisons != self.comparisons:
-            raise ValueError("llm_comparisons is not the same list as comparisons")
+            raise ValueError(f"llm_comparisons is not the same list as comparisons: {self._first_difference()}")
         if [comparison.sequence for comparison in self.comparisons] != list(range(1, len(self.comparisons) + 1)):
             raise ValueError("the sequence of comparisons is not 1, 2, 3, ...")
         known = {essay.essay_id for essay in self.essays}
@@ -236,6 +236,13 @@ class RunResults(Value):
             if not known >= {comparison.essay_a, comparison.essay_b}:
                 raise ValueError(f"comparison {comparison.comparison_id} names an essay that is not among the essays")
         return self
+
+    def _first_difference(self) -> str:
+        for one, other in zip(self.comparisons, self.llm_comparisons, strict=False):
+            if one != other:
+                fields = [name for name in ComparisonOutcome.model_fields if getattr(one, name) != getattr(other, name)]
+                return f"they differ in {', '.join(fields)} of comparison {one.comparison_id}"
+        return f"they have {len(self.comparisons)} and {len(self.llm_comparisons)} comparisons"
 
 
 class ScaleRow(Value):
@@ -245,7 +252,7 @@ class ScaleRow(Value):
     rank: int = Field(ge=1, description="1 is best")
     score: Real = Field(description="scores of a batch sum to zero")
     se: Real = Field(ge=0, description="standard error as estimated, not capped")
-    se_capped: Real = Field(ge=0, description="as shown in reports, capped at BT_STANDARD_ERROR_MAX")
+    se_capped: Real = Field(ge=0, description="as batch reports show it, capped at BT_STANDARD_ERROR_MAX")
     se_prior_free: Real | None = Field(description="from the judgments alone; null: they say nothing")
     comparisons: Count = Field(description="judged comparisons of the essay")
     wins: Count

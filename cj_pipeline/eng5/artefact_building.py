@@ -556,6 +556,20 @@ def started_mode(outputs_dir: Path, batch_id: str) -> RunMode | None:
     return next((mode for mode in RunMode if artefact_path(folder, mode).is_file()), None)
 
 
+def require_own_folder(outputs_dir: Path, batch_id: str, mode: RunMode) -> Path:
+    """The artefact's path in the batch's folder, which no other mode uses. To be asked before anything is submitted.
+
+    Raises:
+        InputError: the folder holds the artefact of another mode, whose files would be lost.
+    """
+    folder = run_folder(outputs_dir, batch_id)
+    path = artefact_path(folder, mode)
+    others = sorted(other.name for other in folder.glob("assessment_run.*.json") if other != path)
+    if others:
+        raise InputError(f"{folder}: holds {others[0]}, the artefact of another mode: choose another batch id")
+    return path
+
+
 def write_run(run: RecordedRun, outputs_dir: Path) -> Path:
     """Write the batch's folder; the artefact's path.
 
@@ -566,11 +580,8 @@ def write_run(run: RecordedRun, outputs_dir: Path) -> Path:
             written.
         ArtefactError: see `build_artefact`; nothing is written.
     """
-    folder = run_folder(outputs_dir, run.results.batch.batch_id)
-    path = artefact_path(folder, run.mode)
-    others = sorted(other.name for other in folder.glob("assessment_run.*.json") if other != path)
-    if others:
-        raise InputError(f"{folder}: holds {others[0]}, the artefact of another mode: choose another batch id")
+    path = require_own_folder(outputs_dir, run.results.batch.batch_id, run.mode)
+    folder = path.parent
     artefact, files = build_artefact(run)
     try:
         for name in MANIFEST_FOLDERS:

@@ -6,7 +6,7 @@ is untrusted: the manifest's paths cannot leave its folder, and no sentence quot
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +40,10 @@ from cj_pipeline.workflow.results import comparisons_frame, essays_frame
 
 TOLERANCE: Final = 1e-6
 """Logits, or a probability; relative above 1. Processors round differently; a judgment more or less moves far more."""
+
+
+_ROUNDING_USD: Final = 1e-9
+"""US dollars. Sums in another order differ by less; the cheapest call costs far more."""
 
 
 def read_artefact(path: Path) -> RunArtefact:
@@ -178,7 +182,33 @@ def _cost_differences(artefact: RunArtefact) -> list[str]:
         # withdrawn comparisons, which are not told, may have used some
         if told < used:
             differences.append(f"costs.token_counts: have {told} {kind} tokens, but the comparisons alone used {used}")
+    return differences + _dollar_differences(artefact)
+
+
+def _dollar_differences(artefact: RunArtefact) -> list[str]:
+    """Dollars of the whole run against those of its models, and these against those of its comparisons."""
+    total = artefact.costs.total_usd
+    models = _known_sum(row.cost_usd for row in artefact.costs.token_counts)
+    if models is None:
+        return []  # a price is unknown, or a call was out
+    differences = []
+    # withdrawn comparisons, which are not told, may have cost some
+    used = _known_sum(comparison.cost_usd for comparison in artefact.results.comparisons)
+    if used is not None and used > models + _ROUNDING_USD:
+        differences.append(
+            f"costs.token_counts: have {models:.6f} US dollars, but the comparisons alone cost {used:.6f}"
+        )
+    # late answers, which have no call of the batch, cost some more
+    late = artefact.validation.runner_status.observed.orphan_results > 0
+    above = None if total is None else total - models
+    if not (late if above is None else (late and above > 0) or abs(above) <= _ROUNDING_USD):
+        differences.append(f"costs.total_usd: is {_shown(total)}, but the calls cost {models:.6f} US dollars")
     return differences
+
+
+def _known_sum(costs: Iterable[float | None]) -> float | None:
+    known = list(costs)
+    return None if None in known else sum(cost for cost in known if cost is not None)
 
 
 def _input_differences(artefact: RunArtefact) -> list[str]:

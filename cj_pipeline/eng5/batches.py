@@ -40,7 +40,15 @@ def eng5_batch_id(stated: str | None, mode: Mode, now: datetime) -> str:
     Raises:
         InputError: it is empty, or may not name a batch.
     """
-    default = f"eng5-{mode}-{now:%Y%m%d-%H%M%S}"
+    return stated_batch_id(stated, default=f"eng5-{mode}-{now:%Y%m%d-%H%M%S}")
+
+
+def stated_batch_id(stated: str | None, *, default: str) -> str:
+    """The batch id as stated, or the default.
+
+    Raises:
+        InputError: it is empty, or may not name a batch.
+    """
     if stated is None:
         return default
     if not stated.strip():

@@ -94,12 +94,13 @@ def execute_request(
     Raises:
         InputError: an override that may not be so.
     """
+    stated = {name: value for name, value in overrides.items() if value is not None}
     return BatchRequest(
         batch_id=batch_id,
         assignment_id=assignment_id,
         kind=BatchKind.ASSESSMENT,
         judge=judge,
-        overrides=execute_overrides(system, rubric, overrides),
+        overrides=parse_overrides(stated | variant_overrides(system, rubric), where="options"),
         students=tuple(
             sorted(
                 (
@@ -115,18 +116,6 @@ def execute_request(
             )
         ),
     )
-
-
-def execute_overrides(
-    system: PromptVariant | None, rubric: PromptVariant | None, overrides: Mapping[str, Any]
-) -> BatchOverrides:
-    """What the batch brings along; see `execute_request`.
-
-    Raises:
-        InputError: an override that may not be so.
-    """
-    stated = {name: value for name, value in overrides.items() if value is not None}
-    return parse_overrides(stated | variant_overrides(system, rubric), where="options")
 
 
 def look_before_executing(

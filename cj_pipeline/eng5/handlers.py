@@ -16,9 +16,9 @@ from typing import Any, Final, Protocol, TypeVar
 from pydantic import Field
 
 from cj_pipeline.core.models import Value
-from cj_pipeline.eng5.anchor_align import align_request
+from cj_pipeline.eng5.anchor_align import align_request, look_before_aligning
 from cj_pipeline.eng5.artefact import RunMode
-from cj_pipeline.eng5.artefact_building import recorded_run, write_run
+from cj_pipeline.eng5.artefact_building import recorded_run, require_own_folder, write_run
 from cj_pipeline.eng5.batches import (
     DEFAULT_JUDGE,
     LookMode,
@@ -30,7 +30,6 @@ from cj_pipeline.eng5.batches import (
 from cj_pipeline.eng5.dry_run import dry_run
 from cj_pipeline.eng5.execute import (
     DEFAULT_ASSIGNMENT,
-    execute_overrides,
     execute_request,
     folder_assignment,
     look_before_executing,
@@ -43,7 +42,7 @@ from cj_pipeline.logs import get_logger
 from cj_pipeline.settings import BatchOverrides, CJSettings
 from cj_pipeline.workflow.intake import BatchRequest
 from cj_pipeline.workflow.preflight import Finding, require_ready
-from cj_pipeline.workflow.registration import Submission, register_assignment, submit_batch
+from cj_pipeline.workflow.registration import Submission, register_assignment, require_sound, submit_batch
 
 # --- what a mode is told -----------------------------------------------------------------------------------------
 
@@ -222,13 +221,13 @@ class DryRunHandler:
 
 
 class AlignHandler:
-    """`anchor-align-test`: the anchors submitted as if they were students."""
+    """`anchor-align-test`: everything looked at, the anchors submitted as if they were students."""
 
     mode: Final = RunMode.ANCHOR_ALIGN_TEST
     options: Final = AlignOptions
 
     def run(self, desk: Desk, options: AlignOptions) -> Outcome:
-        """See `anchor_align.align_request`."""
+        """See `anchor_align`. A judge that cannot be asked ends it before the batch id is used up."""
         batch_id, inventory = _batch_and_inventory(desk, self.mode, options)
         request = align_request(
             inventory,
@@ -239,6 +238,8 @@ class AlignHandler:
             rubric=_variant(desk, "rubric", options.rubric),
             overrides=options.overrides,
         )
+        require_sound(desk.settings, request)
+        _look(desk, look_before_aligning(desk.settings, options.judge_or_default, request.overrides))
         with desk.open_ledger() as ledger:
             return _submitted(desk, ledger, self.mode, request, inventory)
 
@@ -254,15 +255,6 @@ class ExecuteHandler:
         batch_id, inventory = _batch_and_inventory(desk, self.mode, options)
         assignment = folder_assignment(inventory, eng5_scale(), options.assignment_id)
         system, rubric = _variant(desk, "system", options.system_prompt), _variant(desk, "rubric", options.rubric)
-        findings = look_before_executing(
-            desk.settings,
-            assignment,
-            options.judge_or_default,
-            execute_overrides(system, rubric, options.overrides),
-            may_replace=options.replace,
-        )
-        desk.told(findings)
-        require_ready(findings)
         request = execute_request(
             inventory,
             batch_id=batch_id,
@@ -272,6 +264,11 @@ class ExecuteHandler:
             rubric=rubric,
             overrides=options.overrides,
         )
+        require_sound(desk.settings, request)
+        findings = look_before_executing(
+            desk.settings, assignment, options.judge_or_default, request.overrides, may_replace=options.replace
+        )
+        _look(desk, findings)
         with desk.open_ledger() as ledger:
             register_assignment(ledger, assignment, replace=options.replace)
             return _submitted(desk, ledger, self.mode, request, inventory)
@@ -288,15 +285,27 @@ def finish_run(
 ) -> Path:
     """Write the artefact of a batch that was run, and log how its run ended; the artefact's path.
 
+    A batch that goes on has not completed: unless it timed out, nothing is logged of it.
+
     Raises:
         CJError: see `recorded_run` and `write_run`.
     """
-    counts = ledger.state(batch_id)
-    correlation_id = ledger.batch(batch_id).correlation_id
-    log = get_logger(batch_id=batch_id, correlation_id=correlation_id, runner_mode=mode.value)
-    event = "collector_timeout" if timed_out else "runner_execution_complete"
-    log.info(event, judged=counts.judged, failed=counts.failed, total_budget=counts.total_budget)
-    return write_run(recorded_run(ledger, batch_id, inventory, mode, timed_out=timed_out), settings.outputs_dir)
+    run = recorded_run(ledger, batch_id, inventory, mode, timed_out=timed_out)
+    path = write_run(run, settings.outputs_dir)
+    if timed_out or not run.partial_data:
+        counts, batch = ledger.state(batch_id), run.results.batch
+        log = get_logger(batch_id=batch_id, correlation_id=batch.correlation_id, runner_mode=mode.value)
+        log.info(
+            "collector_timeout" if timed_out else "runner_execution_complete",
+            judged=counts.judged,
+            failed=counts.failed,
+            total_budget=counts.total_budget,
+            status=batch.status.value,
+            stop_reason=batch.stop_reason,
+            partial_data=run.partial_data,
+            timeout=timed_out,
+        )
+    return path
 
 
 # --- what they share ---------------------------------------------------------------------------------------------
@@ -304,12 +313,19 @@ def finish_run(
 
 def _batch_and_inventory(desk: Desk, mode: Mode, options: ModeOptions) -> tuple[str, Inventory]:
     batch_id = eng5_batch_id(options.batch_id, mode, desk.now)
+    if isinstance(mode, RunMode):
+        require_own_folder(desk.settings.outputs_dir, batch_id, mode)
     folder = Path(options.assets) if options.assets else desk.settings.effective_eng5_assets_dir
     return batch_id, read_inventory(folder, eng5_scale())
 
 
 def _variant(desk: Desk, kind: VariantKind, choice: str | None) -> PromptVariant | None:
     return None if choice is None else select_variant(desk.settings.prompt_variants_dir, kind, choice)
+
+
+def _look(desk: Desk, findings: list[Finding]) -> None:
+    desk.told(findings)
+    require_ready(findings)
 
 
 def _submitted(desk: Desk, ledger: Ledger, mode: RunMode, request: BatchRequest, inventory: Inventory) -> Outcome:

@@ -324,7 +324,7 @@ def _measured(
     content = [read[0].configuration.key, *(batch.batch_id for batch in batches)]
     seed = int.from_bytes(hashlib.sha256("\n".join(content).encode()).digest()[:6], "big")
     alignment, draws = measure_and_draw(
-        comparisons, grades, fitted.scores, fitted.ses, scale, seed=seed, n_draws=n_draws
+        comparisons, grades, fitted.scores, fitted.ses_uncapped, scale, seed=seed, n_draws=n_draws
     )
     return _Measured(
         configuration=read[0].configuration,

@@ -241,8 +241,8 @@ def _check_judges(settings: CJSettings, file: MatrixFile, today: date, problems:
     paid = [judge.label for judge in file.judges if judge.judge.startswith(("anthropic/", "openai/"))]
     if paid and file.max_cost_usd is None:
         problems.append(
-            f"max_cost_usd: is missing, and {', '.join(paid)} cost money: state how many US dollars all cells together "
-            "may cost"
+            f"max_cost_usd: is missing, and judges cost money ({', '.join(paid)}): state how many US dollars all cells "
+            "together may cost"
         )
     return warnings
 

@@ -15,7 +15,7 @@ from typing import Any
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.models import BatchKind, StopRule
 from cj_pipeline.judges.catalogue import open_judge, provider_and_model
-from cj_pipeline.ledger import Ledger, UnknownBatchError
+from cj_pipeline.ledger import Ledger, UnknownAssignmentError, UnknownBatchError
 from cj_pipeline.ledger.records import BatchRecord
 from cj_pipeline.settings import BatchTunables, CJSettings, effective_tunables, parse_overrides
 from cj_pipeline.workflow.calibration import (
@@ -27,6 +27,7 @@ from cj_pipeline.workflow.calibration import (
 )
 from cj_pipeline.workflow.intake import BatchRequest
 from cj_pipeline.workflow.judging import judge_setup
+from cj_pipeline.workflow.preflight import Finding, look_at_judge
 from cj_pipeline.workflow.registration import Submission, submit_batch
 
 
@@ -141,6 +142,11 @@ def submit_night(
     return NightSubmission(request.batch_id, submit_batch(ledger, settings, request))
 
 
+def look_at_nights_judge(settings: CJSettings) -> list[Finding]:
+    """Whether the configured judge can be asked now; costs nothing. For whoever judges the night in its own process."""
+    return look_at_judge(settings, _tunables(settings), settings.calibration_judge)
+
+
 def month_spending(ledger: Ledger, settings: CJSettings, now: datetime) -> MonthSpending:
     """What this month's calibration has cost at most, over all assignments, and what one more night may add."""
     moment = now.astimezone(UTC)
@@ -174,7 +180,11 @@ def _is_there(ledger: Ledger, batch_id: str) -> bool:
 
 
 def _require_anchors(ledger: Ledger, settings: CJSettings) -> None:
-    anchors = len(ledger.anchors(ledger.assignment(settings.calibration_assignment)))
+    try:
+        assignment = ledger.assignment(settings.calibration_assignment)
+    except UnknownAssignmentError as error:
+        raise UnknownAssignmentError(f"{error}, or `cj eng5 register` for the ENG5 material") from None
+    anchors = len(ledger.anchors(assignment))
     if anchors < MIN_ANCHORS:
         raise InputError(
             f"assignment {settings.calibration_assignment} has {anchors} anchors, and calibration needs {MIN_ANCHORS}: "

@@ -118,7 +118,11 @@ def _variant_at(kind: VariantKind, path: Path) -> PromptVariant:
         raise InputError(f"{kind} prompt {shown(str(path))}: there is no such file: correct the path, or give a number")
     # whoever names a file means it, link or not
     resolved = path.resolve()
-    return PromptVariant(kind, path.stem, path, read_document(resolved, resolved.parent))
+    try:
+        text = read_document(resolved, resolved.parent)
+    except InputError as error:
+        raise InputError(f"{kind} prompt {shown(str(path.parent))}/{error}") from None
+    return PromptVariant(kind, path.stem, path, text)
 
 
 def _is_meant(name: str, choice: str) -> bool:

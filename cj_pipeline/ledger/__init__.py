@@ -16,9 +16,10 @@ from cj_pipeline.ledger.errors import (
     UnknownBatchError,
 )
 from cj_pipeline.ledger.lease import Lease
-from cj_pipeline.ledger.ledger import Ledger
+from cj_pipeline.ledger.ledger import REVISION_REMEDY, Ledger
 
 __all__ = [
+    "REVISION_REMEDY",
     "BatchBusyError",
     "BatchEndedError",
     "BatchHeldError",

@@ -31,11 +31,12 @@ def make_engine(url: str) -> Engine:
     Raises:
         InputError: any other database, or a URL that does not parse (the URL may hold a password, so it is not
             repeated).
+        CJError: the folder of a SQLite file cannot be made.
     """
     parsed = _parsed(url)
     if parsed.get_backend_name() == "sqlite":
         if parsed.database and parsed.database != ":memory:":
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(Path(parsed.database).parent)
         engine = sa.create_engine(
             parsed, hide_parameters=True, connect_args={"timeout": 60, "check_same_thread": False}
         )
@@ -49,6 +50,16 @@ def make_engine(url: str) -> Engine:
         sa.event.listen(engine, "handle_error", _postgresql_error)
         return engine
     raise InputError(f"CJ_LEDGER_URL names {parsed.get_backend_name()}: the ledger is SQLite or PostgreSQL")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CJError(
+            f"the ledger's folder {folder} cannot be made ({error.strerror}): correct CJ_LEDGER_URL or CJ_DATA_DIR, or "
+            "make the folder above it writable"
+        ) from None
 
 
 def _parsed(url: str) -> sa.URL:

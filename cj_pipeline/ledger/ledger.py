@@ -52,6 +52,9 @@ from cj_pipeline.ledger.records import (
     WaveRecord,
 )
 
+REVISION_REMEDY: Final = "use --replace to add a revision (batches already submitted keep theirs)"
+"""What to do where an assignment is registered with other content."""
+
 MAX_IDLE_LAUNCHES: Final = 3
 """Launches in a row without a new judgment or publication after which a batch is put on hold."""
 
@@ -112,7 +115,10 @@ class Ledger:
                 return Registration(new.assignment_id, existing.revision, changed=False, anchors=len(new.anchors))
             if existing is not None and not replace:
                 problems = _assignment_differences(existing, read_anchors(connection, existing), new)
-                raise RequestError(f"assignment {new.assignment_id} is registered with other content", problems)
+                raise RequestError(
+                    f"assignment {new.assignment_id} is registered with other content",
+                    [f"{problem}: {REVISION_REMEDY}" for problem in problems],
+                )
             revision = 1 if existing is None else existing.revision + 1
             now = utc_now()
             _store_texts(connection, {a.text_sha256: (a.text, a.word_count) for a in new.anchors}, now)
@@ -150,7 +156,7 @@ class Ledger:
         return Registration(new.assignment_id, revision, changed=True, anchors=len(new.anchors))
 
     def assignment_differences(self, new: NewAssignment) -> list[str] | None:
-        """What of an assignment's newest revision is not so, each with its remedy; None: no such assignment."""
+        """What of an assignment's newest revision is not so; None: no such assignment."""
         with read_transaction(self.engine) as connection:
             existing = latest_assignment(connection, new.assignment_id)
             if existing is None:
@@ -665,22 +671,21 @@ def _request_sha256(new: NewBatch) -> str:
 def _assignment_differences(
     existing: AssignmentRecord, anchors: Sequence[AnchorRecord], new: NewAssignment
 ) -> list[str]:
-    remedy = "use --replace to add a revision (batches already submitted keep theirs)"
     fields = ("title", "language", "grade_scale", "instructions", "system_prompt", "student_prompt", "judge_rubric")
-    problems = [f"{name} differs: {remedy}" for name in fields if getattr(existing, name) != getattr(new, name)]
+    problems = [f"{name} differs" for name in fields if getattr(existing, name) != getattr(new, name)]
     if existing.grade_scale_definition != new.grade_scale_definition:
-        problems.append(f"grade_scale_definition differs: {remedy}")
+        problems.append("grade_scale_definition differs")
     before = {anchor.anchor_ref: anchor for anchor in anchors}
     after = {anchor.anchor_ref: anchor for anchor in new.anchors}
     for ref in sorted(before.keys() | after.keys()):
         if ref not in after:
-            problems.append(f"anchor {ref} is registered but not in the folder: {remedy}")
+            problems.append(f"anchor {ref} is registered but not in the folder")
         elif ref not in before:
-            problems.append(f"anchor {ref} is new: {remedy}")
+            problems.append(f"anchor {ref} is new")
         elif before[ref].grade != after[ref].grade:
-            problems.append(f"anchor {ref} has grade {before[ref].grade}, the folder says {after[ref].grade}: {remedy}")
+            problems.append(f"anchor {ref} has grade {before[ref].grade}, the folder says {after[ref].grade}")
         elif before[ref].text_sha256 != after[ref].text_sha256:
-            problems.append(f"anchor {ref} has another text: {remedy}")
+            problems.append(f"anchor {ref} has another text")
     return problems
 
 

@@ -15,7 +15,7 @@ from typing import Final
 from cj_pipeline.core.errors import CJError
 from cj_pipeline.judges.catalogue import judge_problems, judge_warnings, open_judge, provider_and_model
 from cj_pipeline.judges.errors import ModelNotFoundError
-from cj_pipeline.ledger import Ledger
+from cj_pipeline.ledger import REVISION_REMEDY, Ledger
 from cj_pipeline.ledger.engine import sqlite_file, without_password
 from cj_pipeline.settings import BatchTunables, CJSettings
 from cj_pipeline.workflow.intake import AssignmentRequest
@@ -67,7 +67,7 @@ def look_at_ledger(settings: CJSettings) -> Finding:
     try:
         file = sqlite_file(url)
         if file is not None and not file.exists():
-            return Finding("ledger", State.OK, f"{file}: there is none yet; the first command that needs it makes it")
+            return _ledger_to_come(file)
         ledger = Ledger.open(url)
         try:
             counted = len(ledger.batches())
@@ -76,6 +76,18 @@ def look_at_ledger(settings: CJSettings) -> Finding:
     except CJError as error:
         return Finding("ledger", State.PROBLEM, str(error))
     return Finding("ledger", State.OK, f"{without_password(url)}: schema as it should be, {counted} batches")
+
+
+def _ledger_to_come(file: Path) -> Finding:
+    there = _nearest_existing(file.parent)
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return Finding("ledger", State.OK, f"{file}: there is none yet; the first command that needs it makes it")
+    return Finding(
+        "ledger",
+        State.PROBLEM,
+        f"{file}: there is none yet, and none can be made, because {there} is no folder that can be written: correct "
+        "CJ_LEDGER_URL or CJ_DATA_DIR",
+    )
 
 
 def look_at_disk(settings: CJSettings) -> Finding:
@@ -151,9 +163,9 @@ def look_at_assignment(settings: CJSettings, wanted: AssignmentRequest, *, may_r
         ledger.close()
     if different is None:
         return [absent]
-    state = State.WARNING if may_replace else State.PROBLEM
+    state, then = (State.WARNING, "a revision is added") if may_replace else (State.PROBLEM, REVISION_REMEDY)
     if different:
-        return [Finding("assignment", state, f"{wanted.assignment_id}: {problem}") for problem in different]
+        return [Finding("assignment", state, f"{wanted.assignment_id}: {what}: {then}") for what in different]
     told = f"{wanted.assignment_id}: registered as its files have it, {len(wanted.anchors)} anchors"
     return [Finding("assignment", State.OK, told)]
 

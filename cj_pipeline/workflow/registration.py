@@ -67,7 +67,7 @@ def register_assignment(ledger: Ledger, request: AssignmentRequest, *, replace: 
 
 
 def assignment_differences(ledger: Ledger, request: AssignmentRequest) -> list[str] | None:
-    """What of the registered assignment differs from the request, each with its remedy; None: not registered."""
+    """What of the registered assignment differs from the request; None: not registered."""
     return ledger.assignment_differences(_new_assignment(request))
 
 
@@ -127,6 +127,19 @@ def read_and_submit(ledger: Ledger, settings: CJSettings, source: Path, **stated
     return submit_batch(ledger, settings, request)
 
 
+def require_sound(settings: CJSettings, request: BatchRequest) -> None:
+    """Go on only if nothing stands against a request that can be told without the ledger.
+
+    For whoever stores something else first, as `cj eng5 execute` does an assignment.
+
+    Raises:
+        RequestError: every problem of judge, options, budget and simulated qualities at once; nothing was stored.
+    """
+    problems = _own_problems(settings, request)
+    if problems:
+        raise RequestError(f"batch {request.batch_id}", problems)
+
+
 def request_problems(ledger: Ledger, settings: CJSettings, request: BatchRequest) -> list[str]:
     """What stands against a request, given what is registered: unknown assignment or judge, missing quality, an
     essay that is an anchor's text, a budget above the cap, a design without the anchor bank it needs.
@@ -142,20 +155,24 @@ def _examined(ledger: Ledger, settings: CJSettings, request: BatchRequest) -> tu
     anchors = ledger.anchors(assignment) if assignment is not None else []
     judge_name = request.judge or DEFAULT_JUDGE
     tunables = _tunables(settings, request)
-    against = judge_problems(judge_name, judge_setup(settings, tunables))
-    problems += against + _batching_problems(tunables)
-    if not against:
+    if not judge_problems(judge_name, judge_setup(settings, tunables)):
         with noted(problems):
             bank = _bank(ledger, request, assignment, judge_name, tunables, settings)
+    return problems + _own_problems(settings, request) + _twin_problems(request, anchors), bank
+
+
+def _own_problems(settings: CJSettings, request: BatchRequest) -> list[str]:
+    """What stands against a request whatever is registered."""
+    judge_name = request.judge or DEFAULT_JUDGE
+    tunables = _tunables(settings, request)
+    problems = judge_problems(judge_name, judge_setup(settings, tunables)) + _batching_problems(tunables)
     try:
         wants_quality = needs_quality(judge_name)
     except InputError:
         wants_quality = False
-    try:
+    with noted(problems):
         resolve_budget(settings, request.overrides)
-    except InputError as error:
-        problems.append(str(error))
-    return problems + _essay_problems(request, anchors, wants_quality=wants_quality), bank
+    return problems + (_quality_problems(request) if wants_quality else [])
 
 
 def _batching_problems(tunables: BatchTunables) -> list[str]:
@@ -307,24 +324,26 @@ def _assignment(ledger: Ledger, request: BatchRequest, problems: list[str]) -> A
     return assignment
 
 
-def _essay_problems(request: BatchRequest, anchors: list[AnchorRecord], *, wants_quality: bool) -> list[str]:
-    problems = []
+def _twin_problems(request: BatchRequest, anchors: list[AnchorRecord]) -> list[str]:
     anchor_texts = {anchor.text_sha256: anchor.anchor_ref for anchor in anchors}
-    for essay in request.students:
-        twin = anchor_texts.get(text_sha256(essay.text))
-        if twin is not None:
-            problems.append(
-                f"essay {essay.essay_id} ({essay.source_name}) has the text of anchor {twin}: leave it out, anchors "
-                "come with the assignment"
-            )
+    twins = [(essay, anchor_texts.get(text_sha256(essay.text))) for essay in request.students]
+    return [
+        f"essay {essay.essay_id} ({essay.source_name}) has the text of anchor {twin}: leave it out, anchors come with "
+        "the assignment"
+        for essay, twin in twins
+        if twin is not None
+    ]
+
+
+def _quality_problems(request: BatchRequest) -> list[str]:
     without = [essay.essay_id for essay in request.students if essay.quality is None]
-    if wants_quality and without:
-        shown = ", ".join(without[:5]) + (f" and {len(without) - 5} more" if len(without) > 5 else "")
-        problems.append(
-            f"the judge is simulated and goes by a known quality, which is missing for {shown}: add a `quality` column "
-            "(quality.csv in a folder), in grade steps from 0 for the lowest grade, or choose a real judge"
-        )
-    return problems
+    if not without:
+        return []
+    shown = ", ".join(without[:5]) + (f" and {len(without) - 5} more" if len(without) > 5 else "")
+    return [
+        f"the judge is simulated and goes by a known quality, which is missing for {shown}: add a `quality` column "
+        "(quality.csv in a folder), in grade steps from 0 for the lowest grade, or choose a real judge"
+    ]
 
 
 def _student_essays(request: BatchRequest) -> list[NewEssay]:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import structlog
 from cj_pipeline.core.models import BatchKind, BatchStatus
 from cj_pipeline_tests.cli.test_cli import PROJECT, cj, open_ledger
 from cj_pipeline_tests.eng5.folders import anchor_name, assets_in
+from cj_pipeline_tests.workflow.scenes import advance
 
 INPUTS = Path("assets_data") / "inputs"
 GRADES = ("F+", "E-", "D-", "C-", "B", "A")
@@ -122,6 +124,17 @@ def test_without_waiting_it_submits_and_says_that_no_daemon_takes_it_up(run, hom
     assert code == 2 and "cj run later" in err
 
 
+def test_a_report_of_an_unfinished_batch_is_told_as_one_so_far(run, home):
+    assert run("anchor-align-test", "--batch-id", "begun", "--no-await")[0] == 0
+    with closing(open_ledger(home)) as ledger:
+        advance(ledger, "begun", waves_per_run=1)
+        judged = ledger.state("begun").judged
+        assert judged and not ledger.batch("begun").status.is_final
+    code, out, err = run("report", "begun")
+    assert code == 0, err
+    assert f"{judged} judgments so far" in out
+
+
 def test_a_living_daemon_is_told_of(run, home):
     import time
 
@@ -171,7 +184,8 @@ def test_execute_registers_the_anchors_grades_the_students_and_leaves_an_artefac
     assert "2 students, 6 anchors of the assignment, budget 10" in out and "SIMULATED" in out
     assert "COMPLETE_MAX_COMPARISONS (budget_spent)" in out and "LLM batching diagnostics" in out
     assert logged(err, "runner_validation_state")["runner_mode"] == "execute"
-    assert logged(err, "runner_execution_complete")["judged"] == 10
+    told = logged(err, "runner_execution_complete")
+    assert (told["judged"], told["partial_data"], told["stop_reason"]) == (10, False, "budget_spent")
     ledger = open_ledger(home)
     batch = ledger.batch("e1")
     assert (batch.kind, batch.assignment_id, batch.total_budget) == (BatchKind.ASSESSMENT, "eng5-np-2016", 10)
@@ -184,6 +198,15 @@ def test_execute_registers_the_anchors_grades_the_students_and_leaves_an_artefac
     code, out, err = run("collect", "e1")
     assert code == 0, err
     assert run("verify", path, "--ledger")[0] == 0
+
+
+def test_a_batch_id_that_another_mode_has_used_is_refused_before_a_batch_is_stored(run, home):
+    assert run("dry-run", "--batch-id", "taken", "--max-comparisons", 30)[0] == 0
+    for mode in ("execute", "anchor-align-test"):
+        code, _, err = run(mode, "--batch-id", "taken", "--no-await")
+        assert code == 2
+        assert "assessment_run.dry-run.json" in err and "choose another batch id" in err
+    assert not (home / "assets_data" / "outputs" / "ledger.sqlite").exists()
 
 
 def test_anchors_that_differ_from_the_registered_end_execute_unless_a_revision_is_asked_for(run, home):
@@ -205,14 +228,35 @@ def test_anchors_that_differ_from_the_registered_end_execute_unless_a_revision_i
     begun = json.loads((folder / "assessment_run.execute.json").read_text())
     assert begun["validation"]["runner_status"]["partial_data"] is True
     assert list(begun["validation"]["manifest"]) == ["requests/batch.json"]
+    code, out, err = run("collect", "e2")
+    assert code == 0 and "PARTIAL DATA" in out
+    assert "runner_execution_complete" not in err, "nothing of it has been judged"
 
 
-def test_execute_ends_before_anything_is_stored_if_its_judge_cannot_be_asked(run, home, monkeypatch):
+@pytest.mark.parametrize("mode", ["execute", "anchor-align-test"])
+def test_a_judge_that_cannot_be_asked_ends_the_mode_before_anything_is_stored(run, home, monkeypatch, mode):
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
-    code, _, err = run("execute", "--llm-provider", "anthropic", "--llm-model", "claude-haiku-4-5")
+    code, _, err = run(mode, "--llm-provider", "anthropic", "--llm-model", "claude-haiku-4-5")
     assert code == 1
     assert "ANTHROPIC_API_KEY" in err and "nothing was spent" in err
     assert not (home / "assets_data" / "outputs").exists()
+
+
+def test_a_batch_that_cannot_be_stored_registers_no_assignment_either(run, home):
+    (home / INPUTS / "eng5_np" / "ROLE_MODELS_ENG5_NP_2016" / "student_essays" / "quality.csv").unlink()
+    code, _, err = run("execute", "--max-comparisons", 5000)
+    assert code == 2
+    assert "2 problems, nothing was stored" in err and "CJ_MAX_PAIRWISE" in err and "quality.csv" in err
+    assert not (home / "assets_data" / "outputs").exists()
+
+
+@pytest.mark.parametrize("stated", ["elsewhere", "/nowhere/at/all"])
+def test_a_dagster_home_that_is_no_full_path_of_a_folder_is_named(run, home, monkeypatch, stated):
+    (home / "elsewhere").mkdir()
+    monkeypatch.setenv("DAGSTER_HOME", stated)
+    code, _, err = run("anchor-align-test")
+    assert code == 2
+    assert f"DAGSTER_HOME {stated}" in err and "Traceback" not in err
 
 
 def test_an_anchor_below_the_scale_is_refused_with_its_file(run, home):
@@ -246,7 +290,8 @@ def test_when_the_time_is_over_it_stops_sending_keeps_what_it_has_and_leaves_the
     code, _, err = run("anchor-align-test", "--batch-id", "t1", "--completion-timeout", 1)
     assert code == 1
     assert "--completion-timeout" in err
-    assert logged(err, "collector_timeout")["batch_id"] == "t1"
+    told = logged(err, "collector_timeout")
+    assert (told["batch_id"], told["partial_data"], told["timeout"], told["status"]) == ("t1", True, True, "JUDGING")
     ledger = open_ledger(home)
     batch = ledger.batch("t1")
     assert batch.status is BatchStatus.JUDGING

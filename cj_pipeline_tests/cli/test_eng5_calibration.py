@@ -68,4 +68,20 @@ def test_the_months_ceiling_and_an_unknown_assignment_are_told_without_a_traceba
     monkeypatch.setenv("CJ_CALIBRATION_ASSIGNMENT", "nowhere")
     code, _, err = cj("eng5", "calibrate", "--no-await", capsys=capsys)
     assert code == 2
-    assert "nowhere" in err
+    assert "nowhere" in err and "cj eng5 register" in err
+
+
+def test_a_night_is_not_used_up_by_a_judge_that_this_process_cannot_ask(home, capsys, monkeypatch):
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    monkeypatch.setenv("CJ_CALIBRATION_JUDGE", "anthropic/claude-haiku-4-5")
+    code, _, err = cj("eng5", "calibrate", capsys=capsys)
+    assert code == 1
+    assert "ANTHROPIC_API_KEY" in err and "nothing was spent" in err
+    with closing(open_ledger(home)) as ledger:
+        assert ledger.batches() == []
+
+
+def test_an_empty_id_of_a_night_is_an_error_that_suspects_the_shell(home, capsys):
+    code, _, err = cj("eng5", "calibrate", "--batch-id", "", capsys=capsys)
+    assert code == 2
+    assert "--batch-id is empty" in err and "eng5-calibration-" in err

@@ -72,6 +72,18 @@ def test_one_bad_cell_and_none_is_submitted(run, home, trial):
     assert open_ledger(home).batches() == [] and backfills() == []
 
 
+def test_judges_that_this_process_cannot_ask_are_told_before_any_cell_is_submitted(run, home, trial, monkeypatch):
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    trial.write_text(MATRIX.replace("eng5-anchor", "anthropic/claude-haiku-4-5") + "max_cost_usd: 2\n")
+    code, _, err = run("matrix", trial)
+    assert code == 1
+    assert "ANTHROPIC_API_KEY" in err and "nothing was spent" in err
+    assert open_ledger(home).batches() == [] and backfills() == []
+    # the daemon's environment may have the key that this one lacks
+    assert run("matrix", trial, "--no-await")[0] == 0
+    assert len(backfills()) == 1
+
+
 def test_without_waiting_a_backfill_is_asked_for_once_and_waits_for_a_daemon(run, home, trial):
     code, out, err = run("matrix", trial, "--no-await")
     assert code == 0, err

@@ -11,8 +11,11 @@ from cj_pipeline.cli.eng5_verify import verify
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.eng5.artefact import RunMode
 from cj_pipeline.eng5.artefact_building import recorded_run, write_run
+from cj_pipeline.eng5.dry_run import dry_run
 from cj_pipeline.ledger import Ledger
+from cj_pipeline.settings import BatchOverrides
 from cj_pipeline_tests.eng5 import runs
+from cj_pipeline_tests.workflow.scenes import settings
 
 app = typer.Typer()
 app.command()(verify)
@@ -51,6 +54,19 @@ def test_an_artefact_that_differs_exits_with_1_and_says_where(artefact: Path) ->
     assert "requests/batch.json: has changed" in result.output
     told = json.loads(cj_verify(artefact, "--json").output)
     assert told["agrees"] is False and len(told["differences"]) == 1
+
+
+def test_of_a_dry_run_no_ledger_is_said_to_agree_and_none_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = tmp_path / "ledger.sqlite"
+    monkeypatch.setenv("CJ_LEDGER_URL", f"sqlite:///{ledger}")
+    inventory = runs.inventory_in(tmp_path / "assets", students=3)
+    run = dry_run(inventory, runs.scale(), settings(), batch_id="dry", overrides=BatchOverrides(max_comparisons=15))
+    result = cj_verify(write_run(run, tmp_path / "outputs"), "--ledger")
+    assert result.exit_code == 0, result.output
+    assert "in no ledger" in result.output and "ledger agree" not in result.output
+    assert not ledger.exists()
 
 
 def test_what_is_no_artefact_is_bad_input(tmp_path: Path) -> None:

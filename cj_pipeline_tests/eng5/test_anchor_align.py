@@ -97,6 +97,13 @@ def test_the_reports_figures_are_those_counted_by_hand_from_the_ledger(judged, m
     assert alignment.tau.tau_b == pytest.approx(expected.statistic)
 
 
+def test_standard_errors_are_reported_as_estimated_because_a_capped_one_would_make_the_interval_too_short(judged, made):
+    scores = collect_results(judged, "align")["bt_scores"]
+    estimated = dict(scores.select("essay_id", "se_uncapped").iter_rows())
+    assert max(estimated.values()) > settings().bt_standard_error_max, "otherwise this test shows nothing"
+    assert {anchor.essay_id: anchor.se for anchor in made.alignment.anchors} == pytest.approx(estimated)
+
+
 def test_the_report_names_the_prompts_as_they_were_chosen_and_shows_their_texts(made, inventory):
     prompts = {prompt.role: prompt for prompt in made.prompts}
     assert prompts["Rubric"].name == "042_my_rubric"

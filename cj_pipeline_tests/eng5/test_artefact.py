@@ -72,8 +72,15 @@ def test_a_repeated_comparison_id_cannot_enter(content: dict[str, Any]) -> None:
 
 
 def test_the_two_names_of_the_comparisons_cannot_tell_different_stories(content: dict[str, Any]) -> None:
+    altered = content["results"]["llm_comparisons"][1]
+    altered["justification"] = "because"
+    told = refusal(content)
+    assert "llm_comparisons is not the same list" in told and "because" not in told
+    assert f"in justification of comparison {altered['comparison_id']}" in told
     content["results"]["llm_comparisons"].pop()
-    assert "llm_comparisons is not the same list" in refusal(content)
+    content["results"]["llm_comparisons"][1] = content["results"]["comparisons"][1]
+    count = len(content["results"]["comparisons"])
+    assert f"they have {count} and {count - 1} comparisons" in refusal(content)
 
 
 def test_a_winner_that_is_not_the_winner_cannot_enter(content: dict[str, Any]) -> None:

@@ -226,6 +226,26 @@ def test_costs_and_inputs_that_contradict_the_rest_are_found(artefact: Path) -> 
     ]
 
 
+@pytest.mark.parametrize(
+    ("total", "model", "named"),
+    [
+        (4.0, 0.0, "costs.total_usd: is 4, but the calls cost 0.000000"),
+        (None, 0.0, "costs.total_usd: is none, but the calls cost 0.000000"),
+        (0.0, 0.25, "costs.total_usd: is 0, but the calls cost 0.250000"),
+    ],
+)
+def test_a_total_cost_that_is_not_that_of_the_calls_is_found(
+    artefact: Path, total: float | None, model: float, named: str
+) -> None:
+    def alter(content: dict[str, Any]) -> None:
+        content["costs"]["total_usd"] = total
+        content["costs"]["token_counts"][0]["cost_usd"] = model
+
+    change(artefact, alter)
+    (difference,) = verify_artefact(artefact)
+    assert difference.startswith(named)
+
+
 # --- the ledger --------------------------------------------------------------------------------------------------
 
 

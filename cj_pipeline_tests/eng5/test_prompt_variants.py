@@ -35,6 +35,11 @@ def test_a_path_names_any_file_link_or_not(prompts: Path, tmp_path: Path) -> Non
     assert select_variant(prompts, "rubric", str(tmp_path / "link.txt")).text == "Mine."
 
 
+def test_a_file_without_text_is_named_with_its_folder_and_the_prompt_it_was_to_be(prompts: Path) -> None:
+    with pytest.raises(InputError, match=rf"rubric prompt {prompts}/void.txt: has no text"):
+        select_variant(prompts, "rubric", str(write(prompts / "void.txt", " ")))
+
+
 def test_the_two_kinds_are_kept_apart(prompts: Path) -> None:
     assert select_variant(prompts, "system", "1").text == "You compare."
     assert select_variant(prompts, "rubric", "1").text == "Compare all."

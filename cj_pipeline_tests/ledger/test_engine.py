@@ -60,6 +60,12 @@ def test_the_folder_of_a_sqlite_ledger_is_made(tmp_path):
     assert path.is_file()
 
 
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_it_and_the_setting(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CJError, match=rf"{tmp_path / 'file'}.*cannot be made.*CJ_LEDGER_URL or CJ_DATA_DIR"):
+        Ledger.open(sqlite_url(tmp_path / "file" / "ledger.sqlite"))
+
+
 def test_a_url_is_shown_without_its_password():
     assert without_password("postgresql://u:secret@h/d") == "postgresql://u:***@h/d"
 

@@ -103,6 +103,14 @@ def test_looking_for_a_ledger_makes_none(settings: CJSettings):
     assert not settings.data_dir.exists()
 
 
+def test_a_ledger_that_cannot_be_made_is_a_problem(settings: CJSettings, tmp_path: Path):
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    elsewhere = settings.model_copy(update={"ledger_url": f"sqlite:///{tmp_path / 'file' / 'ledger.sqlite'}"})
+    found = look_at_ledger(elsewhere)
+    assert found.state is State.PROBLEM
+    assert str(tmp_path / "file") in found.text and "CJ_LEDGER_URL" in found.text
+
+
 def test_a_ledger_of_another_schema_is_a_problem(settings: CJSettings, ledger_url: str):
     engine = make_engine(ledger_url)
     with engine.begin() as connection:
@@ -132,7 +140,10 @@ def test_an_assignment_is_absent_then_the_same_then_different(settings: CJSettin
     found = look_at_assignment(here, other)
     assert states(found) == [State.PROBLEM] * 2
     assert any(f"anchor {first.anchor_ref} has another text" in one.text for one in found)
-    assert states(look_at_assignment(here, other, may_replace=True)) == [State.WARNING] * 2
+    assert all("use --replace" in one.text for one in found)
+    warned = look_at_assignment(here, other, may_replace=True)
+    assert states(warned) == [State.WARNING] * 2
+    assert all("a revision is added" in one.text and "--replace" not in one.text for one in warned)
 
 
 def test_every_problem_is_told_and_warnings_stop_nothing():

@@ -171,10 +171,10 @@ def test_everything_wrong_with_a_batch_is_listed_at_once_and_nothing_is_stored(l
         EssaySubmission("good", student_text(3), 3.0, "good.txt"),
     ]
     request = batch_request(students=tuple(essays), overrides=BatchOverrides(max_comparisons=1001))
-    budget, copy, quality = problems_of(ledger, request)
+    budget, quality, copy = problems_of(ledger, request)
     assert "max_comparisons 1001 is above CJ_MAX_PAIRWISE_COMPARISONS 1000" in budget
-    assert re.match(r"essay copy \(copy.txt\) has the text of anchor k05", copy)
     assert "missing for unknown-1, unknown-2:" in quality and "quality" in quality
+    assert re.match(r"essay copy \(copy.txt\) has the text of anchor k05", copy)
     assert ledger.batches() == []
 
 
