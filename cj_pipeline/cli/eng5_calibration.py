@@ -64,7 +64,21 @@ def calibrate(
         say(f"it is judged where a daemon is alive, or by `cj run {night.batch_id}`; then: cj eng5 calibration-history")
         return
     await_batch(night.batch_id, timeout=completion_timeout, verbose=verbose)
+    _rebuild_assets(verbose)
     calibration_history()
+
+
+def _rebuild_assets(verbose: bool) -> None:
+    """Rebuild bank and history as the daemon's sensor would, so that the UI has them and their checks at once."""
+    from cj_pipeline.cli.run import console_config
+    from cj_pipeline.definitions import defs
+
+    with dagster_instance() as instance:
+        result = defs.resolve_job_def("calibration_history_job").execute_in_process(
+            instance=instance, run_config=console_config(verbose), raise_on_error=False
+        )
+    if not result.success:
+        say(f"note: run {result.run_id} of calibration_history_job failed; the UI says why")
 
 
 def calibration_history(

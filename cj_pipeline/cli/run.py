@@ -97,12 +97,11 @@ def run_batch(batch_id: str, *, wait: float, verbose: bool, timeout: float | Non
 
         add_partitions(instance, [batch_id])
         job = defs.resolve_job_def(job_for(instance, batch_id))
-        level = "INFO" if verbose else "CRITICAL"
         with _progress(ledger, batch_id), _deadline(ledger, batch_id, timeout):
             result = job.execute_in_process(
                 instance=instance,
                 partition_key=batch_id,
-                run_config={"loggers": {"console": {"config": {"log_level": level}}}},
+                run_config=console_config(verbose),
                 raise_on_error=False,
             )
         if _was_interrupted(result):
@@ -127,6 +126,11 @@ def run_batch(batch_id: str, *, wait: float, verbose: bool, timeout: float | Non
             )
         else:
             say(f"batch {batch_id} goes on: `cj run {batch_id}` again, or leave it to the daemon")
+
+
+def console_config(verbose: bool) -> dict[str, Any]:
+    """Run config by which Dagster's own log is shown, or nothing of it."""
+    return {"loggers": {"console": {"config": {"log_level": "INFO" if verbose else "CRITICAL"}}}}
 
 
 def _read_batch(batch_id: str) -> BatchRecord:

@@ -7,6 +7,7 @@ from contextlib import closing
 
 import pytest
 import structlog
+from dagster import AssetCheckKey, AssetKey, DagsterInstance
 
 from cj_pipeline.ledger import Ledger
 from cj_pipeline.workflow.registration import register_assignment
@@ -57,6 +58,22 @@ def test_a_night_is_submitted_once_and_its_history_is_told_and_written(home, cap
         *("anchor_bank.json", "anchor_bank.duckdb"),
         *(f"anchor_calibration_history.{suffix}" for suffix in ("md", "png", "duckdb")),
     }
+
+
+@pytest.mark.slow
+def test_a_night_judged_here_is_in_the_ui_at_once_with_its_checks(home, capsys):
+    code, out, err = cj("eng5", "calibrate", capsys=capsys)
+    assert code == 0, err
+    assert "1 night" in out
+    with DagsterInstance.from_config(str(home)) as instance:
+        key = AssetKey("anchor_calibration_history")
+        for asset in (key, AssetKey("anchor_bank")):
+            event = instance.get_latest_materialization_event(asset)
+            assert event is not None and event.asset_materialization.metadata["nights"].value == 1
+        checks = instance.event_log_storage.get_latest_asset_check_execution_by_key(
+            [AssetCheckKey(key, name) for name in ("anchor_drift_in_control", "night_is_there")]
+        )
+        assert len(checks) == 2
 
 
 def test_the_months_ceiling_and_an_unknown_assignment_are_told_without_a_traceback(home, capsys, monkeypatch):
