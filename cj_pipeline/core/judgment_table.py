@@ -108,8 +108,7 @@ class PairSums:
 
     def log_likelihoods(self, differences: FloatArray) -> FloatArray:
         """(k,) log P(judgments), for (k, n_pairs) logits of P(first beats second)."""
-        # log logistic(-x) = log logistic(x) - x: one logarithm for both
-        # of a number between 1 and 2
+        # log logistic(-x) = log logistic(x) - x: one logarithm for both, of a number between 1 and 2
         logarithms = np.log(1.0 + np.exp(-np.abs(differences)))
         values: FloatArray = -(
             differences @ self.second_wins + (logarithms - np.minimum(differences, 0.0)) @ self.totals
