@@ -216,7 +216,13 @@ class DryRunHandler:
         )
         path = write_run(run, desk.settings.outputs_dir)
         correlation_id = run.results.batch.correlation_id
-        log_validation_state(inventory, self.mode, batch_id=batch_id, correlation_id=correlation_id)
+        log_validation_state(
+            inventory,
+            self.mode,
+            batch_id=batch_id,
+            correlation_id=correlation_id,
+            partial_data=run.partial_data,
+        )
         return Outcome(self.mode, batch_id, correlation_id, inventory, path=path)
 
 
@@ -297,7 +303,13 @@ def submit_run(
     done = submit_batch(ledger, settings, request)
     run = recorded_run(ledger, request.batch_id, inventory, mode, generated_at=generated_at)
     correlation_id = run.results.batch.correlation_id
-    log_validation_state(inventory, mode, batch_id=request.batch_id, correlation_id=correlation_id)
+    log_validation_state(
+        inventory,
+        mode,
+        batch_id=request.batch_id,
+        correlation_id=correlation_id,
+        partial_data=run.partial_data,
+    )
     path = write_run(run, settings.outputs_dir)
     return Outcome(mode, request.batch_id, correlation_id, inventory, submission=done, path=path)
 
