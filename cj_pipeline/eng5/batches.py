@@ -77,9 +77,5 @@ def log_validation_state(
     """
     checksums = inventory.checksums
     log = get_logger(batch_id=batch_id, correlation_id=correlation_id, runner_mode=mode.value)
-    log.info(
-        "runner_validation_state",
-        manifest_length=len(checksums),
-        checksum=manifest_checksum(checksums),
-        partial_data=partial_data,
-    )
+    status = {} if partial_data is None else {"partial_data": partial_data}
+    log.info("runner_validation_state", manifest_length=len(checksums), checksum=manifest_checksum(checksums), **status)

@@ -62,6 +62,7 @@ def test_a_plan_is_told_with_its_budget_accuracy_and_cost_and_stores_nothing(run
         assert words in out
     line = logged(err, "runner_validation_state")
     assert line["runner_mode"] == "plan" and line["manifest_length"] == 2 + 1 + 6 + 2
+    assert "partial_data" not in line, "a plan writes no artefact"
     assert re.fullmatch(r"eng5-plan-\d{8}-\d{6}", line["batch_id"])
     code, out, err = run("plan", "--replications", 0, "--json", "--batch-id", "mine")
     told = json.loads(out)
