@@ -65,8 +65,17 @@ def manifest_checksum(checksums: dict[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def log_validation_state(inventory: Inventory, mode: Mode, *, batch_id: str, correlation_id: str) -> None:
-    """Log `runner_validation_state`: which files a run stands on."""
+def log_validation_state(
+    inventory: Inventory, mode: Mode, *, batch_id: str, correlation_id: str, partial_data: bool | None = None
+) -> None:
+    """Log `runner_validation_state`: which files a run stands on.
+
+    Args:
+        inventory: the files.
+        mode, batch_id, correlation_id: of the run.
+        partial_data: as its artefact says; None without an artefact.
+    """
     checksums = inventory.checksums
     log = get_logger(batch_id=batch_id, correlation_id=correlation_id, runner_mode=mode.value)
-    log.info("runner_validation_state", manifest_length=len(checksums), checksum=manifest_checksum(checksums))
+    status = {} if partial_data is None else {"partial_data": partial_data}
+    log.info("runner_validation_state", manifest_length=len(checksums), checksum=manifest_checksum(checksums), **status)

@@ -1,7 +1,7 @@
 """The modes of the ENG5 programme, each a handler behind one protocol: `cj eng5` and the Dagster jobs both call these.
 
-Here: what a mode is told (its options), what it does up to a stored batch or a finished file, and the end of a run that
-was seen to its end. Not here: running a batch (`cli`, `defs`), and what stands behind each mode (`plan`, `dry_run`,
+Here: what a mode is told (its options), what it does up to a stored batch or a finished file, and how a run begins and
+ends. Not here: running a batch (`cli`, `defs`), and what stands behind each mode (`plan`, `dry_run`,
 `execute`, `anchor_align`).
 """
 
@@ -216,7 +216,13 @@ class DryRunHandler:
         )
         path = write_run(run, desk.settings.outputs_dir)
         correlation_id = run.results.batch.correlation_id
-        log_validation_state(inventory, self.mode, batch_id=batch_id, correlation_id=correlation_id)
+        log_validation_state(
+            inventory,
+            self.mode,
+            batch_id=batch_id,
+            correlation_id=correlation_id,
+            partial_data=run.partial_data,
+        )
         return Outcome(self.mode, batch_id, correlation_id, inventory, path=path)
 
 
@@ -241,7 +247,7 @@ class AlignHandler:
         require_sound(desk.settings, request)
         _look(desk, look_before_aligning(desk.settings, options.judge_or_default, request.overrides))
         with desk.open_ledger() as ledger:
-            return _submitted(desk, ledger, self.mode, request, inventory)
+            return submit_run(ledger, desk.settings, self.mode, request, inventory, generated_at=desk.now)
 
 
 class ExecuteHandler:
@@ -271,13 +277,41 @@ class ExecuteHandler:
         _look(desk, findings)
         with desk.open_ledger() as ledger:
             register_assignment(ledger, assignment, replace=options.replace)
-            return _submitted(desk, ledger, self.mode, request, inventory)
+            return submit_run(ledger, desk.settings, self.mode, request, inventory, generated_at=desk.now)
 
 
 HANDLERS: Final[tuple[ModeHandler[Any], ...]] = (PlanHandler(), DryRunHandler(), ExecuteHandler(), AlignHandler())
 
 
-# --- the end of a run --------------------------------------------------------------------------------------------
+# --- the beginning and the end of a run ------------------------------------------------------------------------------
+
+
+def submit_run(
+    ledger: Ledger,
+    settings: CJSettings,
+    mode: RunMode,
+    request: BatchRequest,
+    inventory: Inventory,
+    *,
+    generated_at: datetime | None = None,
+) -> Outcome:
+    """Submit a batch, log what it stands on, and write its artefact, which says so far only what was asked.
+
+    Raises:
+        CJError: see `submit_batch`, `recorded_run` and `write_run`.
+    """
+    done = submit_batch(ledger, settings, request)
+    run = recorded_run(ledger, request.batch_id, inventory, mode, generated_at=generated_at)
+    correlation_id = run.results.batch.correlation_id
+    log_validation_state(
+        inventory,
+        mode,
+        batch_id=request.batch_id,
+        correlation_id=correlation_id,
+        partial_data=run.partial_data,
+    )
+    path = write_run(run, settings.outputs_dir)
+    return Outcome(mode, request.batch_id, correlation_id, inventory, submission=done, path=path)
 
 
 def finish_run(
@@ -326,12 +360,3 @@ def _variant(desk: Desk, kind: VariantKind, choice: str | None) -> PromptVariant
 def _look(desk: Desk, findings: list[Finding]) -> None:
     desk.told(findings)
     require_ready(findings)
-
-
-def _submitted(desk: Desk, ledger: Ledger, mode: RunMode, request: BatchRequest, inventory: Inventory) -> Outcome:
-    done = submit_batch(ledger, desk.settings, request)
-    correlation_id = ledger.batch(request.batch_id).correlation_id
-    log_validation_state(inventory, mode, batch_id=request.batch_id, correlation_id=correlation_id)
-    run = recorded_run(ledger, request.batch_id, inventory, mode, generated_at=desk.now)
-    path = write_run(run, desk.settings.outputs_dir)
-    return Outcome(mode, request.batch_id, correlation_id, inventory, submission=done, path=path)

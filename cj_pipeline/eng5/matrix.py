@@ -23,6 +23,9 @@ from cj_pipeline.core.errors import InputError, RequestError
 from cj_pipeline.core.grade_scale import GradeScale
 from cj_pipeline.core.models import check_batch_id
 from cj_pipeline.eng5.anchor_align import align_request
+from cj_pipeline.eng5.artefact import RunMode
+from cj_pipeline.eng5.artefact_building import require_own_folder
+from cj_pipeline.eng5.handlers import submit_run
 from cj_pipeline.eng5.inventory import Inventory
 from cj_pipeline.eng5.matrix_file import MatrixFile, MatrixJudge, MatrixPrompts
 from cj_pipeline.eng5.plan import ExpectedCost, expected_cost
@@ -35,7 +38,7 @@ from cj_pipeline.workflow.documents import text_sha256
 from cj_pipeline.workflow.intake import BatchRequest
 from cj_pipeline.workflow.judging import judge_setup
 from cj_pipeline.workflow.problems import noted
-from cj_pipeline.workflow.registration import Submission, request_problems, submit_batch
+from cj_pipeline.workflow.registration import Submission, request_problems
 
 PREFIX: Final = "eng5-matrix"
 _MICRODOLLARS: Final = 1_000_000
@@ -93,6 +96,7 @@ class Matrix:
         ceiling_usd: what all cells together may cost; None without one.
         spent_usd: what cells that are over have cost, as far as known.
         warnings: what a person should know before submitting.
+        inventory: whose anchors are judged.
     """
 
     name: str
@@ -101,6 +105,7 @@ class Matrix:
     ceiling_usd: float | None
     spent_usd: float
     warnings: tuple[str, ...]
+    inventory: Inventory
 
     @property
     def to_run(self) -> tuple[Cell, ...]:
@@ -180,17 +185,20 @@ def plan_matrix(
         ceiling_usd=file.max_cost_usd,
         spent_usd=sum(spent.values()),
         warnings=tuple(dict.fromkeys(warnings)),
+        inventory=inventory,
     )
 
 
 def submit_matrix(ledger: Ledger, settings: CJSettings, matrix: Matrix) -> list[Submission]:
-    """Submit every cell; those submitted before stay as they are.
+    """Submit every cell that is not over, with its artefact; those submitted before stay as they are.
 
     Raises:
-        RequestError, InputError: see `submit_batch`. After `plan_matrix` on the same ledger only if somebody else
+        RequestError, InputError: see `submit_run`. After `plan_matrix` on the same ledger only if somebody else
             submitted a batch of the same id meanwhile; the cells before it are then submitted.
     """
-    return [submit_batch(ledger, settings, cell.request) for cell in matrix.cells]
+    mode: RunMode = RunMode.ANCHOR_ALIGN_TEST
+    runs = [submit_run(ledger, settings, mode, cell.request, matrix.inventory) for cell in matrix.to_run]
+    return [run.submission for run in runs if run.submission is not None]
 
 
 # --- what the file names -----------------------------------------------------------------------------------------
@@ -268,6 +276,7 @@ def _cells(
                 place = f"{judge.label} × {prompts.label}"
                 with noted(problems):
                     batch_id = cell_id(file.matrix, judge.label, prompts.label, repeat)
+                    require_own_folder(settings.outputs_dir, batch_id, RunMode.ANCHOR_ALIGN_TEST)
                     if batch_id in ids:
                         problems.append(
                             f"cells {ids[batch_id]} and {place}: would both be batch {batch_id}: rename a label"

@@ -62,6 +62,7 @@ def test_a_plan_is_told_with_its_budget_accuracy_and_cost_and_stores_nothing(run
         assert words in out
     line = logged(err, "runner_validation_state")
     assert line["runner_mode"] == "plan" and line["manifest_length"] == 2 + 1 + 6 + 2
+    assert "partial_data" not in line, "a plan writes no artefact"
     assert re.fullmatch(r"eng5-plan-\d{8}-\d{6}", line["batch_id"])
     code, out, err = run("plan", "--replications", 0, "--json", "--batch-id", "mine")
     told = json.loads(out)
@@ -183,7 +184,8 @@ def test_execute_registers_the_anchors_grades_the_students_and_leaves_an_artefac
     assert code == 0, err
     assert "2 students, 6 anchors of the assignment, budget 10" in out and "SIMULATED" in out
     assert "COMPLETE_MAX_COMPARISONS (budget_spent)" in out and "LLM batching diagnostics" in out
-    assert logged(err, "runner_validation_state")["runner_mode"] == "execute"
+    begun = logged(err, "runner_validation_state")
+    assert (begun["runner_mode"], begun["partial_data"]) == ("execute", True)
     told = logged(err, "runner_execution_complete")
     assert (told["judged"], told["partial_data"], told["stop_reason"]) == (10, False, "budget_spent")
     ledger = open_ledger(home)
@@ -314,7 +316,8 @@ def test_a_dry_run_writes_a_whole_artefact_that_verifies_and_leaves_no_ledger(ru
     artefact = json.loads(path.read_text())
     assert artefact["metadata"]["mode"] == "dry-run"
     assert len(artefact["results"]["comparisons"]) == 30
-    assert logged(err, "runner_validation_state")["runner_mode"] == "dry-run"
+    rehearsed = logged(err, "runner_validation_state")
+    assert (rehearsed["runner_mode"], rehearsed["partial_data"]) == ("dry-run", False)
     assert not (home / "assets_data" / "outputs" / "ledger.sqlite").exists()
     code, out, err = run("verify", path)
     assert code == 0, err

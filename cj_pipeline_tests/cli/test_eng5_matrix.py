@@ -137,6 +137,11 @@ def test_two_judges_and_three_prompts_are_judged_here_and_end_in_a_leaderboard(r
     assert "no daemon is alive here" in out and "cell 6 of 6" in out
     ledger = open_ledger(home)
     assert all(ledger.batch(cell).status.has_grades and ledger.batch(cell).published_at for cell in CELLS)
+    outputs = home / "assets_data" / "outputs" / "eng5"
+    for cell in CELLS:
+        artefact = outputs / cell / "assessment_run.anchor-align-test.json"
+        assert json.loads(artefact.read_text())["validation"]["runner_status"]["partial_data"] is False
+        assert run("verify", artefact, "--ledger")[0] == 0
     assert backfills() == [], "nothing is left for a later daemon to repeat"
     for words in ("leads", "all judges SIMULATED", "by 0.2 among five essays", "chance alone"):
         assert words in out

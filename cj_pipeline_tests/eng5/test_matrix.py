@@ -8,12 +8,14 @@ import pytest
 
 from cj_pipeline.core.errors import RequestError
 from cj_pipeline.core.models import BatchKind
+from cj_pipeline.eng5.artefact_verification import read_artefact
 from cj_pipeline.eng5.batches import eng5_scale
 from cj_pipeline.eng5.inventory import read_inventory
 from cj_pipeline.eng5.matrix import CellState, cell_id, plan_matrix, submit_matrix
 from cj_pipeline.eng5.matrix_file import MatrixFile, MatrixJudge, MatrixPrompts
 from cj_pipeline.ledger import Lease, Ledger
 from cj_pipeline_tests.eng5.folders import assets_in
+from cj_pipeline_tests.workflow.files import write
 from cj_pipeline_tests.workflow.scenes import advance, settings
 
 INPUTS = Path(__file__).parents[2] / "assets_data" / "inputs"
@@ -84,6 +86,24 @@ def test_every_judge_meets_every_prompt_in_a_batch_of_its_own(data, ledger):
     assert capped.settings["judge_rubric_name"] == capped.settings["system_prompt_name"] == "003_language_control"
     own = ledger.batch("eng5-matrix-m-sharp-own")
     assert own.settings["system_prompt"] is None and own.settings["judge_rubric"] == "Compare them."
+
+
+def test_every_cell_has_a_run_artefact_which_says_so_far_what_was_asked(data, ledger):
+    made, _ = submitted(data, ledger, described())
+    for cell in made.cells:
+        folder = data / "outputs" / "eng5" / cell.batch_id
+        artefact = read_artefact(folder / "assessment_run.anchor-align-test.json")
+        assert artefact.metadata.judge.profile == cell.judge.judge
+        assert artefact.validation.runner_status.partial_data
+
+
+def test_a_cell_whose_id_another_mode_has_used_is_a_problem(data, ledger):
+    taken = write(data / "outputs" / "eng5" / "eng5-matrix-m-fair-base" / "assessment_run.execute.json", "{}")
+    try:
+        (problem,) = problems(data, ledger, described())
+    finally:
+        taken.unlink()
+    assert "eng5-matrix-m-fair-base" in problem and "assessment_run.execute.json" in problem
 
 
 def test_the_same_file_again_changes_nothing_and_leaves_out_what_is_over(data, ledger):
