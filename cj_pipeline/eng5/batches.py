@@ -47,13 +47,14 @@ def stated_batch_id(stated: str | None, *, default: str) -> str:
     """The batch id as stated, or the default.
 
     Raises:
-        InputError: it is empty, or may not name a batch.
+        InputError: it is empty, ends as if something were missing, or may not name a batch.
     """
     if stated is None:
         return default
-    if not stated.strip():
+    if not stated.strip() or stated.endswith("-"):
+        said = "is empty" if not stated.strip() else "ends with a hyphen"
         raise InputError(
-            "--batch-id is empty, perhaps because a shell variable in it was not set: state an id, or leave the option "
+            f"--batch-id {said}, perhaps because a shell variable in it was not set: state an id, or leave the option "
             f"out for one like {default}"
         )
     return check_batch_id(stated)

@@ -17,9 +17,9 @@ def test_a_batch_is_named_after_its_mode_and_the_utc_time_unless_an_id_is_stated
     assert eng5_batch_id("mine", LookMode.PLAN, NOW) == "mine"
 
 
-@pytest.mark.parametrize("stated", ["", "   "])
-def test_an_empty_batch_id_is_an_error_that_suspects_the_shell(stated):
-    with pytest.raises(InputError, match=r"--batch-id is empty.*shell variable"):
+@pytest.mark.parametrize(("stated", "said"), [("", "is empty"), ("   ", "is empty"), ("eng5-", "ends with a hyphen")])
+def test_a_batch_id_with_nothing_where_something_should_be_is_an_error_that_suspects_the_shell(stated, said):
+    with pytest.raises(InputError, match=rf"--batch-id {said}.*shell variable"):
         eng5_batch_id(stated, LookMode.PLAN, NOW)
 
 

@@ -74,7 +74,7 @@ def assessment_run(context: AssetExecutionContext, cj: CJResource) -> Iterator[M
         batch = batch_of_partition(ledger, context.partition_key)
         mode = started_mode(settings.outputs_dir, batch.batch_id)
         if mode is None and batch.kind is BatchKind.ANCHOR_ALIGN:
-            # a cell of a matrix: nobody wrote an artefact as it was submitted
+            # submitted by other means than a mode or a matrix, which write one at once
             mode = RunMode.ANCHOR_ALIGN_TEST
         if mode is None:
             context.log.info(
