@@ -25,6 +25,7 @@ ratio to `balanced` and `coverage` at any budget looked at (from 4 to 26 judgmen
 
 Run: python benchmarks/pairing.py [--quick | --reps 200 [--large]] [--essays 24 100] [--sds 0.5 1 2 4]
      [--anchors none|with|both] [--designs ...] [--order-effect 0] [--lapses 0] [--repeat-agreement 0]
+     [--slope 1]
      [--processes 1] [--seed 1]
 """
 
@@ -76,6 +77,7 @@ class Cell:
     order_effect: float = 0.0
     lapses: float = 0.0
     repeat_agreement: float = 0.0
+    slope: float = 1.0  # of tonight's differences on those of the bank's nights
 
     @property
     def essays(self) -> int:
@@ -111,6 +113,9 @@ def main() -> None:
     parser.add_argument("--order-effect", type=float, default=0.0, help="logits in favour of the essay read first")
     parser.add_argument("--lapses", type=float, default=0.0, help="share of judgments that a coin decides")
     parser.add_argument("--repeat-agreement", type=float, default=0.0, help="share of repeats that copy the first")
+    parser.add_argument(
+        "--slope", type=float, default=1.0, help="of tonight's differences on those of the bank's nights"
+    )
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -118,7 +123,7 @@ def main() -> None:
     essays = options.essays or ([24, 100] if options.replications and not options.quick else [24])
     if options.large:
         essays = [*essays, 500]
-    judge = (options.order_effect, options.lapses, options.repeat_agreement)
+    judge = (options.order_effect, options.lapses, options.repeat_agreement, options.slope)
     chosen = list(dict.fromkeys(["balanced", *map(str, options.designs)]))
     print(
         f"{replications} paired replications a cell, seed {options.seed}; order effect {judge[0]}, lapses {judge[1]}, "
@@ -290,7 +295,7 @@ def bank_of(cell: Cell, truth: np.ndarray, chance: np.random.Generator) -> Known
         NightScores(
             f"night-{t}",
             anchors,
-            centring @ (usual + math.hypot(NIGHT_SD, BANK_NIGHT_SE) * chance.standard_normal(ANCHORS)),
+            centring @ (usual / cell.slope + math.hypot(NIGHT_SD, BANK_NIGHT_SE) * chance.standard_normal(ANCHORS)),
             BANK_NIGHT_SE**2 * centring,
         )
         for t in range(BANK_NIGHTS)

@@ -53,8 +53,12 @@ NIGHT_SD_MEDIAN: Final = 0.2
 NIGHT_SD_LOG_SD: Final = 0.75
 """Prior standard deviation of log τ."""
 
-SLOPE_SD: Final = 0.3
-"""How far the slope of a batch on the bank may be from 1: a judge that sees differences larger or smaller tonight."""
+SLOPE_SD: Final = 0.1
+"""How far the slope of a batch on the bank may be from 1: a judge that sees differences larger or smaller tonight.
+
+The same judge with the same prompts, so little; and for grades a stretch that is not expected does less harm than one
+that is expected and does not come, because it moves students and anchors alike.
+"""
 
 DETECTABLE: Final = 1.959963984540054 + 0.8416212335729143
 """Standard errors: what a two-sided test at 5 % finds with a power of 80 %."""
