@@ -44,7 +44,7 @@ def main() -> None:
     rows = rows[:: max(len(rows) // options.essays, 1)][: options.essays]
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        environment = prepare(home, rows)
+        environment = prepare(home, rows, options.comparisons)
         chosen = ["--max-comparisons", str(options.comparisons), "--override", f"pair_design={options.design}"]
         call(
             [
@@ -69,7 +69,7 @@ def main() -> None:
     print(f"cj run: {seconds:.0f} s, at most {peak:.0f} MB")
 
 
-def prepare(home: Path, rows: list[dict[str, str]]) -> dict[str, str]:
+def prepare(home: Path, rows: list[dict[str, str]], comparisons: int) -> dict[str, str]:
     """A project folder with a batch folder to submit; the environment to call `cj` in."""
     for name in ("dagster.yaml", "workspace.yaml"):
         shutil.copy(PROJECT / name, home)
@@ -81,6 +81,7 @@ def prepare(home: Path, rows: list[dict[str, str]]) -> dict[str, str]:
         # the judge counts quality in its grade steps of one logit, from 0
         writer.writerows([row["ID"], row["text"], f"{float(row['theta_true']) - lowest:.9f}"] for row in rows)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CJ_")}
+    environment["CJ_MAX_PAIRWISE_COMPARISONS"] = str(comparisons)
     environment |= {"DAGSTER_HOME": str(home), "CJ_DATA_DIR": str(home / "data"), "GX_ANALYTICS_ENABLED": "false"}
     call(["assignments", "register", str(PROJECT / "assets_data" / "inputs" / "demo" / "assignment")], environment)
     return environment
