@@ -14,6 +14,7 @@ import argparse
 import csv
 import os
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ import polars as pl
 PROJECT = Path(__file__).resolve().parent.parent
 CJ = str(Path(sys.executable).parent / "cj")
 BATCH = "real"
+DEMO_ASSIGNMENT = PROJECT / "assets_data" / "inputs" / "demo" / "assignment"
 ASSIGNMENT = "demo-eng5"
 
 
@@ -45,23 +47,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         environment = prepare(home, rows, options.comparisons)
-        chosen = ["--max-comparisons", str(options.comparisons), "--override", f"pair_design={options.design}"]
         call(
-            [
-                "submit",
-                str(home / "batch"),
-                "--batch-id",
-                BATCH,
-                "--assignment",
-                ASSIGNMENT,
-                "--judge",
-                "cj-generic",
-                *chosen,
-            ],
+            f"submit {home / 'batch'} --batch-id {BATCH} --assignment {ASSIGNMENT} --judge cj-generic "
+            f"--max-comparisons {options.comparisons} --override pair_design={options.design}",
             environment,
         )
         began = time.perf_counter()
-        call(["run", BATCH], environment)
+        call(f"run {BATCH}", environment)
         seconds = time.perf_counter() - began
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
         (scores,) = (home / "data" / "outputs" / "lake" / "bt_scores").rglob("*.parquet")
@@ -83,14 +75,14 @@ def prepare(home: Path, rows: list[dict[str, str]], comparisons: int) -> dict[st
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CJ_")}
     environment["CJ_MAX_PAIRWISE_COMPARISONS"] = str(comparisons)
     environment |= {"DAGSTER_HOME": str(home), "CJ_DATA_DIR": str(home / "data"), "GX_ANALYTICS_ENABLED": "false"}
-    call(["assignments", "register", str(PROJECT / "assets_data" / "inputs" / "demo" / "assignment")], environment)
+    call(f"assignments register {DEMO_ASSIGNMENT}", environment)
     return environment
 
 
-def call(arguments: list[str], environment: dict[str, str]) -> None:
-    done = subprocess.run([CJ, *arguments], env=environment, capture_output=True, text=True, check=False)
+def call(arguments: str, environment: dict[str, str]) -> None:
+    done = subprocess.run([CJ, *shlex.split(arguments)], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"cj {' '.join(arguments)}: {done.stdout[-2000:]} {done.stderr[-2000:]}")
+        sys.exit(f"cj {arguments}: {done.stdout[-2000:]} {done.stderr[-2000:]}")
 
 
 def report(scores: pl.DataFrame, truth: dict[str, float]) -> None:
@@ -102,9 +94,8 @@ def report(scores: pl.DataFrame, truth: dict[str, float]) -> None:
     true -= true.mean()
     score, se, low, high = (scores[name].to_numpy() for name in ("score", "se_uncapped", "score_low", "score_high"))
     low, high, score = low - score.mean(), high - score.mean(), score - score.mean()
-    print(
-        f"{len(true)} essays, {scores['comparisons'].mean():.1f} judgments each, sd of the truth {true.std():.2f} logits"
-    )
+    each = scores["comparisons"].mean()
+    print(f"{len(true)} essays, {each:.1f} judgments each, sd of the truth {true.std():.2f} logits")
     print(f"tau-b {kendalltau(score, true).statistic:.3f}, r {np.corrcoef(score, true)[0, 1]:.3f}")
     for name, values in (("scores", score), ("middles of intervals", (low + high) / 2.0)):
         rmse = np.sqrt(np.mean((values - true) ** 2))
