@@ -46,7 +46,7 @@ from cj_pipeline.core.anchor_bank import NightScores, estimate_bank
 from cj_pipeline.core.bradley_terry import BradleyTerryFit, fit_bradley_terry
 from cj_pipeline.core.designs import DENSE_UP_TO_ESSAYS, WaveRequest, plan_next_wave
 from cj_pipeline.core.grade_scale import GradeScale
-from cj_pipeline.core.grades import project_grades
+from cj_pipeline.core.grades import basis_of_grades, project_grades
 from cj_pipeline.core.models import Comparison, ComparisonStatus, PairDesign, PairMode, Winner
 from cj_pipeline.core.score_prior import KnownItems
 
@@ -356,16 +356,16 @@ def measured(cell: Cell, truth: np.ndarray, fit: BradleyTerryFit, grades: dict[s
     if not grades:
         return rmse, math.nan
     ids = [name(i) for i in range(cell.essays)]
-    means, covariance = fit.posterior_moments()
+    basis = basis_of_grades(fit)
     result = project_grades(
         SCALE,
-        scores=dict(zip(ids, means.tolist(), strict=True)),
+        scores=dict(zip(ids, basis.scores.tolist(), strict=True)),
         ses=dict(zip(ids, fit.standard_errors().tolist(), strict=True)),
         components=dict(zip(ids, fit.components.tolist(), strict=True)),
         known_grades=grades,
-        covariance=covariance,
-        prior_sd=fit.prior_sd,
-        anchors_placed=fit.bank_scores is not None,
+        covariance=basis.covariance,
+        prior_sd=basis.prior_sd,
+        anchors_placed=basis.anchors_placed,
     )
     uniform = np.full(len(CENTRES), 1.0 / len(CENTRES))
     score = 0.0

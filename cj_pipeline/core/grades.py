@@ -19,13 +19,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from cj_pipeline.core.bradley_terry import BTScoringResult
+from cj_pipeline.core.bradley_terry import BradleyTerryFit, BTScoringResult
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.grade_model import (
     Calibration,
@@ -109,7 +109,7 @@ class GradeBoundary(Value):
         boundary: as `lower|upper`.
         is_pass: whether it is the boundary between failing and passing.
         score: where it lies, logits, on the scale of the scores that grades rest on: a true score there is graded
-            either way. Published scores lie nearer to zero (`project_scored`).
+            either way. Published scores lie nearer to zero (`basis_of_grades`).
         se: its standard error from the anchors, logits. It moves all students alike.
         low, high: its 95 % interval, logits.
         share_above: expected share of students whose grade is above the boundary.
@@ -227,27 +227,55 @@ NO_SCORE: Final = "This essay has no score, because too few of its comparisons w
 WITHOUT_ITSELF: Final = "An anchor is checked against the other anchors, and these do not suffice. "
 
 
+class ScoreBasis(NamedTuple):
+    """What of a fit grades rest on: arguments of `project_grades`. Made by `basis_of_grades`.
+
+    Attributes:
+        scores: (n_items,) logits, summing to zero.
+        covariance: (n_items, n_items) logits².
+        prior_sd: logits, the width of the prior that both come from.
+        anchors_placed: whether earlier judgments have placed anchors.
+    """
+
+    scores: FloatArray
+    covariance: FloatArray
+    prior_sd: float | None
+    anchors_placed: bool
+
+
+def basis_of_grades(fit: BradleyTerryFit) -> ScoreBasis:
+    """Means and covariance of the scores' posterior; beside placed anchors, its mode and curvature.
+
+    Not the published scores, which are the mode: on long scales that lies nearer to the middle, by the more the farther
+    out an essay is. With the prior taken out again, means lie farther out than the truth, students' and anchors' alike,
+    so that grades do not notice. Anchors that a bank holds in place do not go along, and there the mode is the better.
+
+    The spread over the prior's fitted width is left out: it stretches the whole scale, anchors included, and the prior
+    is taken out of every score that grades rest on.
+    """
+    if fit.bank_scores is None:
+        return ScoreBasis(*fit.posterior_moments(), fit.prior_sd, anchors_placed=False)
+    covariance = fit.covariance() - fit.score_spread @ fit.score_spread.T
+    return ScoreBasis(fit.scores, covariance, fit.prior_sd, anchors_placed=True)
+
+
 def project_scored(
     scale: GradeScale, scored: BTScoringResult, known_grades: Mapping[str, str], *, expert_error: float = 0.0
 ) -> GradeProjectionResult:
-    """Grades of a scored batch, from the means and the covariance of its scores' posterior (`posterior_moments`).
-
-    Not from the published scores, which are the posterior's mode: on long scales that lies nearer to the middle, by
-    the more the farther out an essay is. The spread over the prior's fitted width is left out: it stretches the whole
-    scale, anchors included, and the prior is taken out of every score that grades rest on.
+    """Grades of a scored batch, by `basis_of_grades`.
 
     Args and errors as in `project_grades`; projections are in ascending order of essay ids.
     """
-    means, covariance = scored.fit.posterior_moments()
+    basis = basis_of_grades(scored.fit)
     return project_grades(
         scale,
-        scores=dict(zip(scored.essay_ids, means.tolist(), strict=True)),
+        scores=dict(zip(scored.essay_ids, basis.scores.tolist(), strict=True)),
         ses=scored.ses_uncapped,
         components=scored.components,
         known_grades=known_grades,
-        covariance=covariance,
-        prior_sd=scored.fit.prior_sd,
-        anchors_placed=scored.fit.bank_scores is not None,
+        covariance=basis.covariance,
+        prior_sd=basis.prior_sd,
+        anchors_placed=basis.anchors_placed,
         expert_error=expert_error,
     )
 

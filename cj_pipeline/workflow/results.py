@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cj_pipeline.core.bradley_terry import compute_bt_scores_and_se, fit_bradley_terry
 from cj_pipeline.core.diagnostics import bt_quality_flags, bt_se_summary
 from cj_pipeline.core.grade_scale import GradeScale
-from cj_pipeline.core.grades import GradeProjectionResult, project_grades
+from cj_pipeline.core.grades import GradeProjectionResult, ScoreBasis, basis_of_grades, project_grades
 from cj_pipeline.core.models import (
     BatchStatus,
     Comparison,
@@ -366,49 +366,42 @@ def project(batch: BatchRecord, scale: GradeScale | None, scores: pl.DataFrame, 
         ]
         nothing = frames.GRADE_BOUNDARIES.frame([]), frames.ANCHOR_REPORT.frame([])
         return Projected(None, frames.GRADE_PROJECTIONS.frame(rows), *nothing)
-    means, covariance, prior_sd = _posterior_moments(batch, scores, comparisons)
+    basis = _basis_of_grades(batch, scores, comparisons)
     result = project_grades(
         scale,
-        scores=means,
+        scores=dict(zip(scores["essay_id"].to_list(), basis.scores.tolist(), strict=True)),
         ses=_column(scores, "se_uncapped"),
         components=_column(scores, "component"),
         known_grades=_column(scores.filter(pl.col("is_anchor")), "known_grade"),
-        covariance=covariance,
-        prior_sd=prior_sd,
-        anchors_placed=batch.anchor_bank is not None,
+        covariance=basis.covariance,
+        prior_sd=basis.prior_sd,
+        anchors_placed=basis.anchors_placed,
     )
     return Projected(
         result, _projections_frame(batch, result), _boundaries_frame(batch, result), _anchors_frame(batch, result)
     )
 
 
-def _posterior_moments(
-    batch: BatchRecord, scores: pl.DataFrame, comparisons: pl.DataFrame
-) -> tuple[dict[str, float], FloatArray | None, float | None]:
-    """Means of the scores by essay and their covariance, both in the order of the rows, and the width of the prior.
-
-    See `core.grades.project_scored`, which reads the same of a fit that is still at hand.
-    """
+def _basis_of_grades(batch: BatchRecord, scores: pl.DataFrame, comparisons: pl.DataFrame) -> ScoreBasis:
+    """What grades rest on, in the order of the rows, fitted again at the width of the prior that the scores are at."""
     if not scores.height:
-        return {}, None, None
+        return ScoreBasis(np.zeros(0), np.zeros((0, 0)), None, anchors_placed=False)
     judged = comparisons.filter(pl.col("status") == ComparisonStatus.JUDGED.value).sort("comparison_id")
     place = {essay: row for row, essay in enumerate(sorted(scores["essay_id"].to_list()))}
     first = judged["winner"] == Winner.A.value
     a, b = ([place[essay] for essay in judged[name].to_list()] for name in ("essay_a", "essay_b"))
     a_won = first.to_numpy().astype(np.bool_)
-    prior_sd = float(scores["prior_sd"][0])
     fit = fit_bradley_terry(
         np.where(a_won, a, b).astype(np.int64),
         np.where(a_won, b, a).astype(np.int64),
         len(place),
-        prior_sd=prior_sd,
+        prior_sd=float(scores["prior_sd"][0]),
         winner_first=a_won,
         known=known_anchors(batch, list(place)),
     )
-    means, covariance = fit.posterior_moments()
-    essays = scores["essay_id"].to_list()
-    order = [place[essay] for essay in essays]
-    return dict(zip(essays, means[order].tolist(), strict=True)), covariance[np.ix_(order, order)], prior_sd
+    basis = basis_of_grades(fit)
+    order = [place[essay] for essay in scores["essay_id"].to_list()]
+    return basis._replace(scores=basis.scores[order], covariance=basis.covariance[np.ix_(order, order)])
 
 
 def _projections_frame(batch: BatchRecord, result: GradeProjectionResult) -> pl.DataFrame:
