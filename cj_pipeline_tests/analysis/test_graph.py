@@ -870,6 +870,7 @@ def test_a_reader_who_opens_during_publications_never_meets_a_broken_file(path: 
     assert all(a < b for a, b in pairwise(seen))
 
 
+@pytest.mark.slow
 def test_eight_publications_at_once_all_end_up_in_the_file(path: Path) -> None:
     running = [start(publisher, path, f"b{i}", 10 + i) for i in range(8)]
     for _, talk in running:

@@ -218,6 +218,7 @@ def test_overrides_travel_with_the_batch_and_win_over_the_environment(registered
         assert named in err
 
 
+@pytest.mark.slow
 def test_positions_add_up_to_the_planned_comparisons(registered):
     registered("submit", DEMO / "batch", "--batch-id", "b1", "--max-comparisons", 36)
     registered("run", "b1")
@@ -227,6 +228,7 @@ def test_positions_add_up_to_the_planned_comparisons(registered):
     assert "anchors:" in registered("positions", "b1")[1]
 
 
+@pytest.mark.slow
 def test_a_batch_with_too_few_essays_fails_with_exit_code_1_and_says_why(registered, home):
     folder = home / "single"
     folder.mkdir()
@@ -239,6 +241,7 @@ def test_a_batch_with_too_few_essays_fails_with_exit_code_1_and_says_why(registe
     assert "fewer than two" in registered("show", "single")[1]
 
 
+@pytest.mark.slow
 def test_hold_resume_cancel_and_reopen_are_recorded(registered, home):
     registered("submit", DEMO / "batch", "--batch-id", "b1", "--max-comparisons", 24)
     assert registered("hold", "b1", "--reason", "waiting for the teacher")[0] == 0

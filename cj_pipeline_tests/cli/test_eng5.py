@@ -72,6 +72,7 @@ def test_a_plan_is_told_with_its_budget_accuracy_and_cost_and_stores_nothing(run
     assert not (home / "assets_data" / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_anchors_are_judged_and_reported_and_the_report_is_rebuilt_from_the_ledger(run, home):
     code, out, err = run(
         "anchor-align-test", "--batch-id", "a1", "--system-prompt", 3, "--rubric", "language_control",
@@ -179,6 +180,7 @@ def test_every_problem_of_the_assets_is_listed_at_once(run, home):
         assert anchor_name(1, "F+") in err and "llm_prompt_cj_assessment_eng5.md" in err
 
 
+@pytest.mark.slow
 def test_execute_registers_the_anchors_grades_the_students_and_leaves_an_artefact_that_verifies(run, home):
     code, out, err = run("execute", "--batch-id", "e1", "--max-comparisons", 10)
     assert code == 0, err

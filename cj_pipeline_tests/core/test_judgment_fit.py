@@ -83,6 +83,7 @@ def test_an_essay_judged_by_coin_flips_stands_out():
     assert fit.infit[23] > fit.infit_limits[23, 1]
 
 
+@pytest.mark.slow
 def test_a_judge_who_lapses_shows_in_upsets_and_a_perfect_one_does_not():
     # a batch this small has a few dozen judgments between distant essays: three together have the power one lacks
     truth = np.linspace(-5, 5, 30)

@@ -150,6 +150,7 @@ def test_expected_r_squared_is_what_the_squared_correlation_with_the_truth_turns
     assert abs(np.mean(differences)) < 3.5 * error
 
 
+@pytest.mark.slow
 def test_on_pure_noise_with_neighbours_paired_separation_is_high_and_expected_r_squared_is_not():
     # of 100 essays that do not differ, 10 rounds
     honest, separated, halves = [], [], []

@@ -315,6 +315,7 @@ def test_justifications_stay_in_the_ledger_and_the_graph(whole: Played) -> None:
 # --- the same again ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", ["rescore_batch_job", "assess_batch_job"])
 def test_running_a_finished_batch_again_gives_the_same_numbers_and_makes_no_call(whole: Played, job: str) -> None:
     with whole.stage.ledger() as ledger:
@@ -448,6 +449,7 @@ def test_a_busy_batch_fails_the_run_and_names_who_is_at_work(stage: Stage, insta
     assert played.materialisations() == {}
 
 
+@pytest.mark.slow
 def test_scores_that_are_older_than_the_ledger_are_not_published(stage: Stage, instance: DagsterInstance) -> None:
     stage.submit_demo("stale", students=3, max_comparisons=30)
     stage.judge("stale", waves_per_run=1)
@@ -465,6 +467,7 @@ def test_scores_that_are_older_than_the_ledger_are_not_published(stage: Stage, i
 # --- parts of a batch --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_wave_a_run_publishes_what_there_is_and_the_next_run_goes_on(
     stage: Stage, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ def test_what_execute_submits_is_a_partition_whose_run_brings_the_artefact_up_to
     assert one.metadata["mode"].value == "execute"
 
 
+@pytest.mark.slow
 def test_an_alignment_that_no_mode_submitted_gets_its_artefact_when_it_is_published(stage: Stage):
     settings = load_settings(data_dir=stage.data_dir)
     inventory = read_inventory(settings.effective_eng5_assets_dir, eng5_scale())

@@ -159,6 +159,7 @@ def test_a_batch_killed_at_twenty_random_moments_has_the_record_of_an_undisturbe
     check_same_record_and_nothing_bought_twice(ledger, uninterrupted(**batch), lost=sum(in_flight))
 
 
+@pytest.mark.slow
 @on_sqlite
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_an_interrupted_process_collects_what_is_in_flight_and_loses_nothing(
