@@ -214,8 +214,8 @@ def by_diagonal(scored: BTScoringResult, known: dict[str, str]) -> np.ndarray:
 
 def by_mode(scored: BTScoringResult, known: dict[str, str]) -> np.ndarray:
     fit = scored.fit
-    covariance = fit.covariance() - fit.score_spread @ fit.score_spread.T
-    result = project_grades(SCALE, **plain(scored, known), covariance=covariance, prior_sd=fit.prior_sd)
+    at_width = fit.covariance_at_width()
+    result = project_grades(SCALE, **plain(scored, known), covariance=at_width, prior_sd=fit.prior_sd)
     return rows_of(result, "probabilities")
 
 

@@ -214,8 +214,7 @@ def night_scores(night: str, anchors: Mapping[str, int], fit: BradleyTerryFit) -
     if apart:
         raise InputError(f"night {night}: no judgment links anchors {listed(apart)} to the others; leave them out")
     contrasts = _contrasts(len(names))
-    at_width = fit.covariance() - fit.score_spread @ fit.score_spread.T
-    posterior = np.linalg.inv(contrasts.T @ at_width[np.ix_(items, items)] @ contrasts)
+    posterior = np.linalg.inv(contrasts.T @ fit.covariance_at_width()[np.ix_(items, items)] @ contrasts)
     alone = np.linalg.inv(posterior - fit.prior_sd**-2 * np.eye(len(names) - 1))
     scores: FloatArray = contrasts @ alone @ posterior @ contrasts.T @ fit.scores[items]
     covariance: FloatArray = contrasts @ alone @ contrasts.T

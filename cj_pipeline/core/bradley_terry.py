@@ -150,6 +150,14 @@ class BradleyTerryFit:
         """
         return self._covariance
 
+    def covariance_at_width(self) -> FloatArray:
+        """(n_items, n_items) `covariance()` without the spread over a fitted width: as if `prior_sd` were known.
+
+        Raises:
+            InputError: see `covariance`.
+        """
+        return self._covariance_at_width
+
     def standard_errors(self, *, exact: bool = False) -> FloatArray:
         """(n_items,) square roots of the diagonal of `covariance()`, logits.
 
@@ -295,15 +303,16 @@ class BradleyTerryFit:
 
     @cached_property
     def _covariance(self) -> FloatArray:
+        return _frozen(self._covariance_at_width + _centred(self.score_spread @ self.score_spread.T))
+
+    @cached_property
+    def _covariance_at_width(self) -> FloatArray:
         if not self._is_dense:
             raise InputError(
                 f"the full covariance of {self.n_items} items is not computed (at most {DENSE_UP_TO}): ask for "
                 "standard_errors(), or for standard_error_of_contrast(i, j) of the pairs that matter"
             )
-        if self.bank_scores is not None:
-            return _frozen(_centred(self._bank_covariance))
-        inverse = Information.at(self.pairs, self.scores, self.order_effect or 0.0, self.prior).inverse()
-        return _frozen(_centred(inverse) + self.score_spread @ self.score_spread.T)
+        return _frozen(_centred(self._inverse))
 
     @cached_property
     def _posterior_moments(self) -> tuple[FloatArray, FloatArray]:
@@ -314,8 +323,11 @@ class BradleyTerryFit:
 
     @cached_property
     def _bank_covariance(self) -> FloatArray:
-        inverse = Information.at(self.pairs, self.scores, self.order_effect or 0.0, self.prior).inverse()
-        return _frozen(inverse + self.score_spread @ self.score_spread.T)
+        return _frozen(self._inverse + self.score_spread @ self.score_spread.T)
+
+    @property
+    def _inverse(self) -> FloatArray:
+        return Information.at(self.pairs, self.scores, self.order_effect or 0.0, self.prior).inverse()
 
 
 @dataclass(frozen=True)

@@ -255,8 +255,7 @@ def basis_of_grades(fit: BradleyTerryFit) -> ScoreBasis:
     """
     if fit.bank_scores is None:
         return ScoreBasis(*fit.posterior_moments(), fit.prior_sd, anchors_placed=False)
-    covariance = fit.covariance() - fit.score_spread @ fit.score_spread.T
-    return ScoreBasis(fit.scores, covariance, fit.prior_sd, anchors_placed=True)
+    return ScoreBasis(fit.scores, fit.covariance_at_width(), fit.prior_sd, anchors_placed=True)
 
 
 def project_scored(

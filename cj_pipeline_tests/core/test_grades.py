@@ -12,15 +12,21 @@ from pydantic import ValidationError
 from scipy import stats
 
 from cj_pipeline.core import grades
+from cj_pipeline.core.bradley_terry import BradleyTerryFit, fit_bradley_terry
 from cj_pipeline.core.errors import GradeScaleError, InputError
 from cj_pipeline.core.grade_scale import BUILTIN_SCALES, GradeScale
 from cj_pipeline.core.grades import (
     ConfidenceLabel,
     GradeProjection,
     GradeProjectionResult,
+    ScoreBasis,
+    basis_of_grades,
     label_confidence,
     project_grades,
 )
+from cj_pipeline.core.judgment_table import judgment_table
+from cj_pipeline.core.posterior import draw_posterior
+from cj_pipeline.core.score_prior import known_items
 
 LEGACY = BUILTIN_SCALES["eng5_np_legacy_9_step"]
 SWEDISH = BUILTIN_SCALES["swedish_8_anchor"]
@@ -368,6 +374,63 @@ def test_beside_placed_anchors_only_the_students_prior_is_taken_out(width, allow
     for one, other in zip(found.projections, expected.projections, strict=True):
         off = [abs(share - other.probabilities_uniform[grade]) for grade, share in one.probabilities_uniform.items()]
         assert max(off) < allowed
+
+
+def grades_of(fit: BradleyTerryFit, known: dict[str, str], basis: ScoreBasis) -> np.ndarray:
+    """(n_items, K) probabilities under equal shares, by what grades are to rest on."""
+    ids = [f"e{i:02d}" for i in range(fit.n_items)]
+    found = project_grades(
+        LEGACY,
+        scores=dict(zip(ids, basis.scores.tolist(), strict=True)),
+        ses=dict(zip(ids, fit.standard_errors().tolist(), strict=True)),
+        components=dict.fromkeys(ids, 0),
+        known_grades=known,
+        covariance=basis.covariance,
+        prior_sd=basis.prior_sd,
+        anchors_placed=basis.anchors_placed,
+    )
+    return np.array([list(one.probabilities_uniform.values()) for one in found.projections])
+
+
+def judged_exam(seed: int, step: float, students: np.ndarray, per_student: int) -> tuple[np.ndarray, ...]:
+    """Eight anchors a step apart, then students, each judged against anchors by the model: winners, losers, anchors."""
+    rng = np.random.default_rng(seed)
+    anchors = step * (np.arange(8) - 3.5)
+    truth = np.concatenate([anchors, students])
+    i = np.repeat(8 + np.arange(students.size), per_student)
+    j = rng.integers(0, 8, i.size)
+    wins = rng.random(i.size) < 1.0 / (1.0 + np.exp(truth[j] - truth[i]))
+    return np.where(wins, i, j), np.where(wins, j, i), anchors
+
+
+KNOWN = {f"e{k:02d}": LEGACY.grades[k] for k in range(8)}
+
+
+def test_grades_rest_on_the_moments_that_a_gibbs_sampler_finds_and_not_on_the_mode():
+    winners, losers, _ = judged_exam(3, 2.0, np.linspace(-8.0, 8.0, 8), 8)
+    fit = fit_bradley_terry(winners, losers, 16, prior_sd=4.0)
+    draws = draw_posterior(judgment_table(winners, losers, 16), seed=1, n_draws=4000, width_prior=4.0).scores
+    exact = grades_of(fit, KNOWN, ScoreBasis(draws.mean(axis=0), np.cov(draws.T), 4.0, anchors_placed=False))
+    found = grades_of(fit, KNOWN, basis_of_grades(fit))
+    by_mode = grades_of(fit, KNOWN, ScoreBasis(fit.scores, fit.covariance(), 4.0, anchors_placed=False))
+    assert np.abs(found - exact).mean() < 0.5 * np.abs(by_mode - exact).mean()
+
+
+def test_anchors_that_a_bank_has_placed_bring_grades_nearer_to_the_truth():
+    rps = {"with": 0.0, "without": 0.0}
+    for seed in range(8):
+        students = np.random.default_rng(seed).normal(0.0, 0.8, 10)
+        winners, losers, anchors = judged_exam(seed, 1.2, students, 6)
+        covariance = 0.05 * np.eye(8) + 0.01 * np.outer(anchors, anchors)
+        known = known_items(np.arange(8), anchors, covariance, 18)
+        truth = np.abs(students[:, None] - anchors).argmin(axis=1)
+        for name, items in (("with", known), ("without", None)):
+            fit = fit_bradley_terry(winners, losers, 18, known=items)
+            shares = grades_of(fit, KNOWN, basis_of_grades(fit))[8:]
+            # the label below the lowest grade comes first
+            reached = np.arange(shares.shape[1]) >= truth[:, None] + 1
+            rps[name] += float(((shares.cumsum(axis=1) - reached) ** 2).sum())
+    assert rps["with"] < rps["without"]
 
 
 def simulate_exams(count: int, seed: int, spread_share: float | None = None) -> tuple[np.ndarray, np.ndarray]:

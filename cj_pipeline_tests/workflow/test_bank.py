@@ -3,18 +3,20 @@
 from collections import Counter
 
 import numpy as np
+import polars as pl
 import pytest
 
 from cj_pipeline.core.anchor_bank import AnchorBank
-from cj_pipeline.core.bradley_terry import fit_bradley_terry
+from cj_pipeline.core.bradley_terry import compute_bt_scores_and_se, fit_bradley_terry
 from cj_pipeline.core.errors import RequestError
+from cj_pipeline.core.grades import project_scored
 from cj_pipeline.core.models import BatchKind, BatchStatus, PairDesign
 from cj_pipeline.core.score_prior import known_items
-from cj_pipeline.settings import BatchOverrides
-from cj_pipeline.workflow.calibration import anchor_bank, calibration_nights, configuration_of
+from cj_pipeline.settings import BatchOverrides, BatchTunables
+from cj_pipeline.workflow.calibration import anchor_bank, calibration_nights, configuration_of, known_anchors
 from cj_pipeline.workflow.diagnosis import diagnose
 from cj_pipeline.workflow.essays import anchor_node_id
-from cj_pipeline.workflow.registration import register_assignment, submit_batch
+from cj_pipeline.workflow.registration import register_assignment, scale_of, submit_batch
 from cj_pipeline.workflow.results import collect_results
 from cj_pipeline_tests.workflow.scenes import advance, assignment_request, batch_request, settings, students
 
@@ -109,6 +111,23 @@ def test_its_pairs_place_students_among_the_anchors(judged_exam):
     assert kinds[1] > kinds[0]
     projected = collect_results(judged_exam, "exam")["grade_projections"]
     assert projected["available"].all()
+
+
+def test_its_published_grades_are_those_the_stop_rule_reads(judged_exam):
+    ledger = judged_exam
+    batch = ledger.batch("exam")
+    essays = ledger.essays("exam")
+    ids = [essay.essay_id for essay in essays]
+    scored = compute_bt_scores_and_se(
+        ledger.comparisons("exam"), ids, BatchTunables.model_validate(batch.settings), known=known_anchors(batch, ids)
+    )
+    grades = {essay.essay_id: essay.known_grade for essay in essays if essay.is_anchor}
+    expected = project_scored(scale_of(ledger, batch), scored, grades)
+    published = collect_results(ledger, "exam")["grade_projections"]
+    for projection in expected.projections:
+        row = published.row(by_predicate=pl.col("essay_id") == projection.essay_id, named=True)
+        found = {item["grade"]: item["probability"] for item in row["probabilities"]}
+        assert found == pytest.approx(projection.probabilities, abs=1e-6)
 
 
 def test_a_diagnosis_holds_the_anchors_against_the_bank_by_the_batch_s_own_judgments(judged_exam):
