@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from cj_pipeline.core.errors import quoted
+from cj_pipeline.core.words import quoted
 
 
 class UniqueKeyLoader(yaml.CSafeLoader):

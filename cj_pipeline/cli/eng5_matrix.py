@@ -12,7 +12,7 @@ import typer
 
 from cj_pipeline.cli.context import console, dagster_instance, open_ledger, print_json, say
 from cj_pipeline.core.errors import CJError
-from cj_pipeline.reports.figures.sheet import counted
+from cj_pipeline.core.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

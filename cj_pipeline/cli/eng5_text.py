@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cj_pipeline.cli.context import console, say
-from cj_pipeline.reports.figures.sheet import counted
+from cj_pipeline.core.words import counted
 
 if TYPE_CHECKING:
     from cj_pipeline.eng5.alignment_report import AlignmentReport

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cj_pipeline.cli.context import open_ledger, print_json, say
-from cj_pipeline.reports.figures.sheet import counted
+from cj_pipeline.core.words import counted
 
 
 def verify(

@@ -72,10 +72,3 @@ def listed(items: Sequence[object]) -> str:
     text = ", ".join(str(item) for item in items[:_ITEMS_NAMED])
     more = len(items) - _ITEMS_NAMED
     return f"{text} and {more} more" if more > 0 else text
-
-
-def quoted(value: str) -> str:
-    """The value in quotes if it looks like a word, else only its size: it might be a piece of an essay."""
-    if len(value) <= 64 and value.isprintable() and not any(character.isspace() for character in value):
-        return repr(value)
-    return f"({len(value)} characters, not shown)"

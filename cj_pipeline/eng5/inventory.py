@@ -23,9 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cj_pipeline.core.errors import InputError, RequestError, quoted
+from cj_pipeline.core.errors import InputError, RequestError
 from cj_pipeline.core.grade_scale import GradeScale
 from cj_pipeline.core.models import ESSAY_ID_PATTERN
+from cj_pipeline.core.words import quoted
 from cj_pipeline.workflow.data_files import Columns, read_csv, read_xlsx
 from cj_pipeline.workflow.documents import (
     DOCUMENT_SUFFIXES,

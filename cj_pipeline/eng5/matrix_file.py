@@ -23,8 +23,9 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, StringConstraints, ValidationError, field_validator
 
-from cj_pipeline.core.errors import InputError, RequestError, quoted
+from cj_pipeline.core.errors import InputError, RequestError
 from cj_pipeline.core.models import Value
+from cj_pipeline.core.words import quoted
 from cj_pipeline.workflow.data_files import read_text_yaml
 from cj_pipeline.workflow.problems import shown
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from cj_pipeline.core.errors import InputError, RequestError, quoted
+from cj_pipeline.core.errors import InputError, RequestError
+from cj_pipeline.core.words import quoted
 from cj_pipeline.workflow.documents import read_document, text_sha256
 from cj_pipeline.workflow.problems import listed, shown
 

@@ -19,7 +19,8 @@ from xml.etree import ElementTree
 
 import yaml
 
-from cj_pipeline.core.errors import InputError, quoted
+from cj_pipeline.core.errors import InputError
+from cj_pipeline.core.words import quoted
 from cj_pipeline.strict_yaml import UniqueKeyLoader, load_yaml
 from cj_pipeline.workflow.documents import decoded, read_bytes
 from cj_pipeline.workflow.problems import listed, name_in, noted, shown

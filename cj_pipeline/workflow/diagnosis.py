@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from cj_pipeline.core.anchor_bank import AnchorBank, check_drift, night_scores
 from cj_pipeline.core.bradley_terry import BradleyTerryFit, fit_bradley_terry
-from cj_pipeline.core.errors import InputError, quoted
+from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.judge_habits import PositionBias, RepeatAgreement, position_bias, repeat_agreement
 from cj_pipeline.core.judgment_fit import JudgmentFit, assess_fit
 from cj_pipeline.core.judgment_table import judgment_table_of
@@ -30,6 +30,7 @@ from cj_pipeline.core.reliability import (
     split_half,
 )
 from cj_pipeline.core.validity import Association, association_given_grade, group_differences
+from cj_pipeline.core.words import quoted
 from cj_pipeline.ledger import Ledger
 from cj_pipeline.ledger.records import BatchRecord
 from cj_pipeline.workflow.calibration import anchor_items

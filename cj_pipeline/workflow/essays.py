@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cj_pipeline.core.errors import InputError, quoted
+from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.models import ESSAY_ID_PATTERN
+from cj_pipeline.core.words import quoted
 from cj_pipeline.workflow.data_files import read_csv, read_parquet
 from cj_pipeline.workflow.documents import checked_text, documents_in, read_document, text_sha256
 from cj_pipeline.workflow.problems import listed, name_in, noted

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cj_pipeline.core.errors import InputError, RequestError, quoted
+from cj_pipeline.core.errors import InputError, RequestError
 from cj_pipeline.core.models import BATCH_ID_PATTERN, BatchKind, check_batch_id
+from cj_pipeline.core.words import quoted
 from cj_pipeline.settings import BatchOverrides, parse_overrides
 from cj_pipeline.workflow.data_files import read_csv, read_mapping, required_text
 from cj_pipeline.workflow.documents import DOCUMENT_SUFFIXES, checked_text, documents_in, inside, read_document

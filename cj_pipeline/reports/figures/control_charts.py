@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from cj_pipeline.core.control_chart import ChartPoint, Verdict
+from cj_pipeline.core.words import counted
 from cj_pipeline.reports.figures.sheet import (
     INK,
     LABEL_SIZE,
@@ -17,7 +18,6 @@ from cj_pipeline.reports.figures.sheet import (
     WIDTH,
     Sheet,
     add_axes,
-    counted,
     marker,
     png_bytes,
     typeface,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import polars as pl
 
-from cj_pipeline.reports.figures.sheet import LABEL_SIZE, QUIET, RULE, Sheet, counted, is_number, marker, typeface
+from cj_pipeline.core.words import counted
+from cj_pipeline.reports.figures.sheet import LABEL_SIZE, QUIET, RULE, Sheet, is_number, marker, typeface
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
+from cj_pipeline.core.words import counted
 from cj_pipeline.reports.figures.essays import (
     Essay,
     drawn_essays,
@@ -29,7 +30,6 @@ from cj_pipeline.reports.figures.sheet import (
     Ruler,
     Sheet,
     add_axes,
-    counted,
     is_number,
     png_bytes,
     typeface,

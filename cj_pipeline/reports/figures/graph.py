@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from cj_pipeline.core.models import ComparisonStatus
+from cj_pipeline.core.words import counted
 from cj_pipeline.reports.figures.essays import (
     Essay,
     drawn_essays,
@@ -23,18 +24,7 @@ from cj_pipeline.reports.figures.essays import (
     scale_order,
     score_axis,
 )
-from cj_pipeline.reports.figures.sheet import (
-    INK,
-    MARGIN,
-    QUIET,
-    WIDTH,
-    Ruler,
-    Sheet,
-    add_axes,
-    counted,
-    png_bytes,
-    typeface,
-)
+from cj_pipeline.reports.figures.sheet import INK, MARGIN, QUIET, WIDTH, Ruler, Sheet, add_axes, png_bytes, typeface
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

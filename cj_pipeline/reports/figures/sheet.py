@@ -219,11 +219,6 @@ def is_number(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def counted(number: int, noun: str) -> str:
-    """A number with its noun, which takes a plain plural."""
-    return f"1 {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def png_bytes(figure: "Figure") -> bytes:
     """The figure as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
