@@ -525,14 +525,14 @@ def test_results_of_a_job_are_taken_in_all_or_not_at_all_whenever_the_process_di
 @both_judges
 def test_a_job_whose_processes_are_killed_at_twelve_random_moments_is_paid_once(ledger, start_worker, server, judge):
     submit(ledger, judge, "job")
-    server.jobs.hold = 8
     moments = random.Random(7)
     found: list[str] = []
-    for _ in range(12):
+    for kill in range(12):
+        server.jobs.hold = kill < 9  # the last three processes find the results and may die as they take them in
         epoch = ledger.batch("b").lease_epoch
         worker = start_worker()
         wait_for(lambda epoch=epoch: ledger.batch("b").lease_epoch > epoch)
-        time.sleep(moments.uniform(0.0, 0.5))
+        time.sleep(moments.uniform(0.0, 0.15 if kill < 4 else 1.5))  # the first four before or at the submission
         ended = worker.kill()
         update_batch(ledger, "b", lease_expires_at=0.0)
         job = next(iter(ledger.jobs_out("b")), None)
@@ -542,10 +542,11 @@ def test_a_job_whose_processes_are_killed_at_twelve_random_moments_is_paid_once(
             # it died between the record of the job and its creation: it counts as absent only after a while
             set_back(ledger, seconds=61)
         look_at_jobs(server, judge)
+        if ledger.batch("b").status.is_final:  # nothing is left to kill
+            break
     print(f"\nafter each kill: {found}; {len(ledger.provider_jobs('b'))} jobs in the ledger")
-    assert "no job" in found or "submitting" in found, "no kill hit a submission: choose other moments"
-    for _ in range(server.jobs.hold):
-        look_at_jobs(server, judge)
+    assert len(found) > 9
+    assert {"no job", "submitting"} & set(found[:4]), "no kill hit a submission: choose other moments"
     to_the_end(start_worker)
     check_finished(ledger)
     check_calls(ledger, server)
