@@ -21,6 +21,15 @@ IntArray = NDArray[np.int64]
 ORDER_EFFECT_PRIOR_SD: Final = 1.0
 """Logits. Width of the prior of the first position's advantage."""
 
+_SURELY_UPHILL: Final = 1.0 / 3.0
+"""Logits. A Newton step that is no longer in any item, nor in the advantage, moves no predictor by more than d = 1. No
+weight then changes by more than a factor e^d on the way, so that the objective gains at least
+slope·step·(1 - (e^d - 1 - d)/d²) > 0."""
+
+_NEAR: Final = 1e-4
+"""Logits. After a step this short the factorised information serves for the next: it differs by that share from the
+one there, and so does the step."""
+
 _MAX_ITERATIONS: Final = 200
 _MAX_HALVINGS: Final = 40
 
@@ -52,7 +61,7 @@ class Information:
         Raises:
             InputError: the matrix is singular to working precision.
         """
-        return cls.of_weights(pairs, pairs.weights(scores, advantage), prior)
+        return cls.of_weights(pairs, pairs.derivatives(scores, advantage)[1], prior)
 
     @classmethod
     def of_weights(cls, pairs: PairCounts, weights: FloatArray, prior: ScorePrior) -> "Information":
@@ -141,7 +150,7 @@ class Mode:
         scores: (n_items,) logits; under an independent prior, or none, summing to zero in every component.
         advantage: of the first position, logits.
         objective: log posterior density there, up to a constant.
-        information: at the last Newton step's start.
+        information: at the mode, or within 1e-4 logits of it.
         iterations: Newton steps taken.
         converged: whether the last full one was within the tolerance.
     """
@@ -159,7 +168,7 @@ def find_mode(
 ) -> Mode:
     """Maximise the log likelihood plus the log priors of scores and advantage by Newton's method.
 
-    Steps that do not increase the objective are halved.
+    Long steps that do not increase the objective are halved; short ones always do.
 
     Args:
         pairs: the judgments.
@@ -175,25 +184,33 @@ def find_mode(
         return pairs.log_likelihood(scores, advantage) - 0.5 * penalty
 
     scores, advantage = start, advantage_start
-    value = objective(scores, advantage)
     iterations, converged = 0, False
+    information: Information | None = None
     while iterations < _MAX_ITERATIONS:
         iterations += 1
-        information = Information.at(pairs, scores, advantage, prior)
-        uphill, advantage_uphill = pairs.gradient(scores, advantage)
+        slopes, weights = pairs.derivatives(scores, advantage)
+        information = information or Information.of_weights(pairs, weights, prior)
+        uphill, advantage_uphill = pairs.transposed(slopes)
         gradient = prior.centred(uphill - prior.slope(scores), pairs)
         step, advantage_step = information.step(gradient, advantage_uphill - advantage_precision * advantage)
-        if max(float(np.abs(step).max()), abs(advantage_step)) <= tolerance:
-            scores, advantage = scores + step, advantage + advantage_step
-            converged = True
-            break
-        # the objective is only known to its rounding error, which must not reject a sound step near the top
-        floor = value - 1e-12 * (1.0 + abs(value))
-        scales = (2.0**-k for k in range(_MAX_HALVINGS))
-        scale = next((s for s in scales if objective(scores + s * step, advantage + s * advantage_step) >= floor), None)
+        longest = max(float(np.abs(step).max()), abs(advantage_step))
+        scale: float | None = 1.0
+        if longest > _SURELY_UPHILL:
+            value = objective(scores, advantage)
+            # the objective is only known to its rounding error, which must not reject a sound step near the top
+            floor = value - 1e-12 * (1.0 + abs(value))
+            scales = (2.0**-k for k in range(_MAX_HALVINGS))
+            scale = next(
+                (s for s in scales if objective(scores + s * step, advantage + s * advantage_step) >= floor), None
+            )
         if scale is None:
             break
         scores, advantage = scores + scale * step, advantage + scale * advantage_step
-        value = objective(scores, advantage)
+        if longest <= tolerance:
+            converged = True
+            break
+        if longest > _NEAR:
+            information = None
     scores = prior.centred(scores, pairs)
+    information = information or Information.at(pairs, scores, advantage, prior)
     return Mode(scores, advantage, objective(scores, advantage), information, iterations, converged)

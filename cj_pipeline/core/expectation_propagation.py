@@ -183,8 +183,8 @@ def _sites_of_mode(pairs: PairCounts, prior: ScorePrior) -> Sites:
     """Laplace's approximation as sites: the tangent parabola of each log likelihood at the mode."""
     mode = find_mode(pairs, prior, prior.start(pairs.n_items), 0.0, _MODE_TOLERANCE)
     difference = pairs.predictor(mode.scores, mode.advantage)
-    precisions = pairs.weights(mode.scores, mode.advantage)
-    return Sites(precisions, pairs.slopes(mode.scores, mode.advantage) + precisions * difference)
+    slopes, precisions = pairs.derivatives(mode.scores, mode.advantage)
+    return Sites(precisions, slopes + precisions * difference)
 
 
 def _without(marginal: _Moments, sites: Sites) -> _Moments:

@@ -26,6 +26,7 @@ IntArray = NDArray[np.int64]
 _JUDGMENTS_AT_ONCE: Final = 65_536
 # So many pairs an item, if they connect everything, save looking at the others.
 _ENOUGH_PAIRS: Final = 32
+_CLOSED_UP_TO: Final = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,44 +60,45 @@ class PairCounts:
     def log_likelihood(self, scores: FloatArray, advantage: float = 0.0) -> float:
         """Sum of log P(winner beats loser) over the judgments."""
         difference = self.predictor(scores, advantage)
-        terms = self.first_wins * np.logaddexp(0.0, -difference) + self.second_wins * np.logaddexp(0.0, difference)
-        return -float(terms.sum())
+        # log(1 + e^d) = d + log(1 + e^-d)
+        surprise = np.logaddexp(0.0, -difference)
+        return -float((self.first_wins + self.second_wins) @ surprise + self.second_wins @ difference)
 
-    def gradient(self, scores: FloatArray, advantage: float = 0.0) -> tuple[FloatArray, float]:
-        """(n_items,) derivative of the log likelihood in the scores, and its derivative in the advantage."""
-        return self.transposed(self.slopes(scores, advantage))
+    def derivatives(self, scores: FloatArray, advantage: float = 0.0) -> tuple[FloatArray, FloatArray]:
+        """First and negative second derivatives of the log likelihood in each pair's predictor.
 
-    def slopes(self, scores: FloatArray, advantage: float = 0.0) -> FloatArray:
-        """(n_pairs,) derivative of the log likelihood in each pair's predictor, logits⁻¹."""
-        win, lose = self._probabilities(scores, advantage)
-        slopes: FloatArray = self.first_wins * lose - self.second_wins * win
-        return slopes
+        Returns:
+            (n_pairs,) slopes, logits⁻¹, and (n_pairs,) weights, logits⁻².
+        """
+        from scipy.special import expit
+
+        difference = self.predictor(scores, advantage)
+        # each is accurate to the last digits, however small it is
+        win, lose = expit(difference), expit(-difference)
+        return self.first_wins * lose - self.second_wins * win, (self.first_wins + self.second_wins) * win * lose
 
     def transposed(self, values: FloatArray) -> tuple[FloatArray, float]:
         """(n_pairs,) values carried back to what predictors are made of: (n_items,) scores, and the advantage."""
         return self._per_item(values, -values), float(self.order @ values)
 
-    def weights(self, scores: FloatArray, advantage: float = 0.0) -> FloatArray:
-        """(n_pairs,) negative second derivative of the log likelihood in each pair's predictor, logits⁻²."""
-        win, lose = self._probabilities(scores, advantage)
-        weights: FloatArray = (self.first_wins + self.second_wins) * win * lose
-        return weights
-
     def information(self, weight: FloatArray) -> tuple[FloatArray, FloatArray, float]:
         """Precision of scores and advantage where predictors have the precisions `weight` (n_pairs,), in three blocks.
 
-        With `weights` it is the negative Hessian of the log likelihood.
+        With the weights of `derivatives` it is the negative Hessian of the log likelihood.
 
         Returns:
             (n_items, n_items) of the scores, the Laplacian of the weighted graph; (n_items,) between the scores and
             the advantage, which sums to zero in every component; the advantage's own.
         """
-        matrix = np.zeros((self.n_items, self.n_items))
-        np.add.at(matrix, (self.first, self.second), -weight)
-        matrix += matrix.T
-        np.fill_diagonal(matrix, self._per_item(weight, weight))
+        n = self.n_items
+        upper = np.bincount(self._cells, weights=weight, minlength=n * n).reshape(n, n)
+        # sums over no pair at all are whole numbers
+        matrix: FloatArray = -(upper + upper.T).astype(np.float64, copy=False)
+        matrix.flat[:: n + 1] = -matrix.sum(axis=1)
+        if not self.ordered:
+            return matrix, np.zeros(n), 0.0
         signed = weight * self.order
-        return matrix, self._per_item(signed, -signed), float(weight @ self.order**2)
+        return matrix, self._per_item(signed, -signed), float(weight.sum())
 
     def comparison_counts(self) -> FloatArray:
         """(n_items,) sum of the weights of each item's judgments."""
@@ -104,24 +106,34 @@ class PairCounts:
         return self._per_item(played, played)
 
     @cached_property
+    def component_sizes(self) -> IntArray:
+        """(n_components,) items of each component."""
+        return np.bincount(self.components)
+
+    @cached_property
     def component_projection(self) -> FloatArray:
         """(n_items, n_items) projection onto the vectors that are constant within each component."""
-        sizes = np.bincount(self.components)
         same: NDArray[np.bool_] = self.components[:, None] == self.components[None, :]
-        return same / sizes[self.components][:, None]
+        return same / self.component_sizes[self.components][:, None]
+
+    def component_means(self, values: FloatArray) -> FloatArray:
+        """(n_components,) means of (n_items,) values over each component."""
+        if self.component_sizes.size == 1:
+            return np.array([values.sum() / self.n_items])
+        return np.bincount(self.components, weights=values) / self.component_sizes
 
     def centred_within_components(self, scores: FloatArray) -> FloatArray:
         """`scores` shifted so that they sum to zero in every component."""
-        means = np.bincount(self.components, weights=scores) / np.bincount(self.components)
-        return scores - means[self.components]
+        means = self.component_means(scores)
+        return scores - (means if means.size == 1 else means[self.components])
 
-    def _probabilities(self, scores: FloatArray, advantage: float) -> tuple[FloatArray, FloatArray]:
-        """P(first wins) and P(second wins), each accurate to the last digits however small it is."""
-        difference = self.predictor(scores, advantage)
-        return np.exp(-np.logaddexp(0.0, -difference)), np.exp(-np.logaddexp(0.0, difference))
+    @cached_property
+    def _cells(self) -> IntArray:
+        """(n_pairs,) where each pair stands in a flattened (n_items, n_items) matrix."""
+        return self.first * self.n_items + self.second
 
     def _per_item(self, first_values: FloatArray, second_values: FloatArray) -> FloatArray:
-        sums: FloatArray = np.bincount(self.first, weights=first_values, minlength=self.n_items).astype(np.float64)
+        sums = np.bincount(self.first, weights=first_values, minlength=self.n_items).astype(np.float64, copy=False)
         sums += np.bincount(self.second, weights=second_values, minlength=self.n_items)
         return sums
 
@@ -226,6 +238,8 @@ def _component_labels(
     n_items: int, origin: IntArray, target: IntArray, connection: Literal["weak", "strong"]
 ) -> IntArray:
     """(n_items,) component labels, 0, 1, … in ascending order of each component's lowest item."""
+    if n_items <= _CLOSED_UP_TO:
+        return _closed_labels(n_items, origin, target, connection)
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
 
@@ -236,6 +250,26 @@ def _component_labels(
     _, lowest, position = np.unique(labels, return_index=True, return_inverse=True)
     rank: IntArray = np.argsort(np.argsort(lowest))
     return rank[position].astype(np.int64)
+
+
+def _closed_labels(n_items: int, origin: IntArray, target: IntArray, connection: Literal["weak", "strong"]) -> IntArray:
+    """The same for few items, for which a sparse graph takes longer to make than the answer: by transitive closure."""
+    reach = np.eye(n_items, dtype=np.float32)
+    reach[origin, target] = 1.0
+    if connection == "weak":
+        reach[target, origin] = 1.0
+    links = int(np.count_nonzero(reach))
+    while links < n_items**2:
+        reach = np.minimum(reach @ reach, 1.0)
+        longer = int(np.count_nonzero(reach))
+        if longer == links:
+            break
+        links = longer
+    else:
+        return np.zeros(n_items, dtype=np.int64)
+    lowest = (reach * reach.T).argmax(axis=1)
+    rank: IntArray = np.unique(lowest, return_inverse=True)[1]
+    return rank
 
 
 def _comparison_components(n_items: int, first: IntArray, second: IntArray) -> IntArray:

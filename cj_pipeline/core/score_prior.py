@@ -86,11 +86,13 @@ class IndependentPrior:
 
     def add_to(self, matrix: FloatArray, pairs: PairCounts) -> Stiffening:
         """See `ScorePrior.add_to`."""
-        sizes = np.bincount(pairs.components)
-        stiffness = np.bincount(pairs.components, weights=np.diag(matrix)) / sizes
+        stiffness = pairs.component_means(matrix.diagonal())
         stiffness[stiffness == 0] = 1.0
-        matrix += stiffness[pairs.components][:, None] * pairs.component_projection
-        matrix[np.diag_indices(pairs.n_items)] += self.precision
+        if stiffness.size == 1:
+            matrix += stiffness / pairs.n_items
+        else:
+            matrix += stiffness[pairs.components][:, None] * pairs.component_projection
+        matrix.flat[:: pairs.n_items + 1] += self.precision
         if self.width is None:
             return Stiffening(-1.0 / stiffness, np.inf)
         variance = 1.0 / self.precision - 1.0 / (self.precision + stiffness)

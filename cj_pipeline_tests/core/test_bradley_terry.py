@@ -13,6 +13,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import choix
+import networkx
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -215,6 +216,25 @@ def test_components_are_labelled_in_the_order_of_their_lowest_item():
     assert fit.components.tolist() == [0, 1, 0, 0, 0, 1]
     assert fit.win_components.tolist() == [0, 1, 2, 3, 4, 5]
     assert fit_bradley_terry([5, 1, 4, 2], [1, 5, 2, 4], 6).win_components.tolist() == [0, 1, 2, 3, 2, 1]
+
+
+@pytest.mark.parametrize("n_items", [10, 64, 65])
+@pytest.mark.parametrize("seed", range(3))
+def test_components_of_few_and_of_many_items_are_those_of_networkx(n_items, seed):
+    rng = np.random.default_rng(seed)
+    winners, losers = rng.integers(0, n_items, (2, round((0.4 + 0.4 * seed) * n_items)))
+    winners, losers = winners[winners != losers], losers[winners != losers]
+    fit = fit_bradley_terry(winners, losers, n_items, prior_sd=1.0)
+    graph = networkx.DiGraph(zip(winners.tolist(), losers.tolist(), strict=True))
+    graph.add_nodes_from(range(n_items))
+    for found, parts in (
+        (fit.components, networkx.weakly_connected_components(graph)),
+        (fit.win_components, networkx.strongly_connected_components(graph)),
+    ):
+        expected = np.empty(n_items, dtype=int)
+        for label, part in enumerate(sorted(parts, key=min)):
+            expected[list(part)] = label
+        assert found.tolist() == expected.tolist()
 
 
 # -- a prior of given width --------------------------------------------------------------------------------------
