@@ -154,7 +154,7 @@ def drawn_night(
             batch_id=f"n{number:03d}",
             wave=len(seen) // wave + 1,
             anchor_grades=ANCHORS,
-            prior_sd=None if scored is None else scored.fit.prior_sd,
+            fit=None if scored is None else scored.fit,
         )
         for pair in plan_next_wave(PairDesign.ADAPTIVE, request):
             truth = SimulatedTruth(quality_a=qualities[pair.essay_a], quality_b=qualities[pair.essay_b])

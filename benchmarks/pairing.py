@@ -1,12 +1,12 @@
 """How many judgments each pairing design needs for the accuracy that `balanced` has with 20 judgments per essay.
 
 Simulated exams, scored as the pipeline scores them (Bradley–Terry, prior width and order effect fitted), wave by wave;
-between two looks at the accuracy the width of the last one is kept, which saves most of the time. Every design
-judges the same exams, and the same pair judged for the k-th time gets the same answer in all of them (paired
-replications, common random numbers). Without anchors the truth is N(0, sd²) and accuracy is the RMSE of centred scores;
-with anchors, twelve of them lie on grade centres a step of 1.25 logits apart (give or take 0.3), a student's true grade
-is that of the nearest centre, and accuracy is also the ranked probability score (RPS, the sum over grades, not
-normalised) of the grade projections, both over students.
+designs that read scores and standard errors only are given those at the width of the last look at the accuracy, which
+saves time. Every design judges the same exams, and the same pair judged for the k-th time gets the same answer in all
+of them (paired replications, common random numbers). Without anchors the truth is N(0, sd²) and accuracy is the RMSE of
+centred scores; with anchors, twelve of them lie on grade centres a step of 1.25 logits apart (give or take 0.3), a
+student's true grade is that of the nearest centre, and accuracy is also the ranked probability score (RPS, the sum over
+grades, not normalised) of the grade projections, both over students.
 
 Beside the pipeline's designs:
 - `calibrated` (with anchors only) has an anchor bank of `BANK_NIGHTS` nights, each with a standard error of
@@ -236,7 +236,6 @@ def simulate(task: Task) -> np.ndarray:
                 wave=wave,
                 mode=PairMode.COVERAGE if len(history) < n * (n - 1) // 2 else PairMode.RESAMPLING,
                 anchor_grades=grades,
-                prior_sd=fit.prior_sd if fit else None,
                 known=known,
             )
             for pair in plan_next_wave(PairDesign(task.design.removesuffix("+bank").removesuffix("-bank")), request):

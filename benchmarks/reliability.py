@@ -234,16 +234,15 @@ def in_waves(truth: np.ndarray, design: PairDesign, judgments: int, rng: np.rand
     ids = [f"e{i:05d}" for i in range(n)]
     seed = int(rng.integers(2**31))
     history: list[Comparison] = []
-    scores, ses, width = {}, {}, None
+    scores, ses, fit = {}, {}, None
     while len(history) < judgments:
         if history:
             winners, losers = (np.array([int(one[1:]) for one in side]) for side in sides(history))
             fit = fit_bradley_terry(winners, losers, n)
             scores, ses = (dict(zip(ids, row.tolist(), strict=True)) for row in (fit.scores, fit.standard_errors()))
-            width = fit.prior_sd
         wave = len(history) // max(n // 2, 1) + 1
         size = min(max(n // 2, 1), judgments - len(history))
-        request = WaveRequest(ids, history, size, scores, ses, seed, "b", wave, prior_sd=width)
+        request = WaveRequest(ids, history, size, scores, ses, seed, "b", wave, fit=fit)
         for pair in plan_next_wave(design, request):
             a, b = int(pair.essay_a[1:]), int(pair.essay_b[1:])
             a_wins = rng.random() < 1.0 / (1.0 + np.exp(truth[b] - truth[a]))

@@ -218,9 +218,17 @@ class BradleyTerryFit:
         Raises:
             InputError: there were no known items, so there is no bank frame.
         """
+        return _frozen(self.bank_covariance_at_width() + self.score_spread @ self.score_spread.T)
+
+    def bank_covariance_at_width(self) -> FloatArray:
+        """(n_items, n_items) `bank_covariance()` without the spread over a fitted width: as if `prior_sd` were known.
+
+        Raises:
+            InputError: see `bank_covariance`.
+        """
         if self.bank_scores is None:
             raise InputError("there is no bank frame: the fit was made without known items")
-        return self._bank_covariance
+        return self._bank_covariance_at_width
 
     def bank_standard_errors(self) -> FloatArray:
         """(n_items,) square roots of the diagonal of `bank_covariance()`, logits.
@@ -322,8 +330,8 @@ class BradleyTerryFit:
         return means, _frozen(_centred(found.information.inverse()))
 
     @cached_property
-    def _bank_covariance(self) -> FloatArray:
-        return _frozen(self._inverse + self.score_spread @ self.score_spread.T)
+    def _bank_covariance_at_width(self) -> FloatArray:
+        return _frozen(self._inverse)
 
     @property
     def _inverse(self) -> FloatArray:

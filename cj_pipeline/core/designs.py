@@ -22,26 +22,30 @@ are compared first.
   bank, whose anchors have a place before anything is judged. A pair is repeated as under `adaptive`.
 
 What a judgment tells. Let V be the posterior covariance of the scores, x = e_i - e_j, and w the information that one
-judgment of the pair is expected to have about its difference. The judgment takes V to V - V x xᵀ V w / (1 + w xᵀVx)
-(Sherman & Morrison 1950) and so lowers the entropy of the Gaussian posterior (Lindley 1956; Chaloner & Verdinelli
-1995, D-optimality) by
+judgment of the pair is expected to have about its difference. The judgment takes V to V - V x xᵀ V w / (1 + w s²), with
+s² = xᵀVx the variance of the difference (Sherman & Morrison 1950). Where no essay has a grade, scores are what is asked
+for, and the judgment is worth the expected fall of their summed variances, which is that of the squared error
+(A-optimality; Chaloner & Verdinelli 1995):
 
-    gain(i, j) = ½ log(1 + w s²)        s² = xᵀVx, the variance of the difference
+    fall(i, j) = w Σ_k (V x)_k² / (1 + w s²)      k over all essays, scores centred
 
+Where some are anchors, grades are asked for, which lie in differences of neighbours on the scale, and the judgment is
+worth the fall of the entropy of the Gaussian posterior (Lindley 1956; D-optimality), to which every direction counts
+by the share of its variance that goes:
+
+    gain(i, j) = ½ log(1 + w s²)
+
+V and the means that differences are taken from are those of expectation propagation, the uncertainty of the prior's
+width included: without it, pairs of neighbours look best throughout, and the stretch of the scale is left to the prior.
+(In the bank frame known anchors set the stretch; there V is that of the mode at the fitted width.)
 V is brought up to date after each pair, so that the pairs of a wave complement each other. w is E[p(1-p)] with
-p = logistic(d) and d ~ N(m, s²), m the difference of the scores: MacKay's (1992) approximation of the logistic
-integral, differentiated, gives w = κ p̃(1-p̃) with p̃ = logistic(κ m) and κ = 1/√(1 + πs²/8). A gain only grows with
-the variance of a *difference*, so anchors and students, and the essays between them, are compared as far as what is
-not known of their distances asks for; a variance that all scores share is worth nothing.
+p = logistic(d) and d ~ N(m, s²), m the difference of the means: MacKay's (1992) approximation of the logistic
+integral, differentiated, gives w = κ p̃(1-p̃) with p̃ = logistic(κ m) and κ = 1/√(1 + πs²/8).
 
 With anchors in the bank, what decides is each other essay's place on the bank's scale. V is then the covariance of the
-bank frame, with known anchors under their full prior, and a judgment is worth the fall of the summed variances of all
-other essays T (A-optimality; Chaloner & Verdinelli 1995),
-
-    fall(i, j) = w Σ_{k in T} (V x)_k² / (1 + w s²)
-
-Because the level of the others is free, these are the variances of contrasts: an essay minus the weighted mean of the
-known anchors, which no comparison moves.
+bank frame, with known anchors under their full prior, and the sum goes over all other essays. Because the level of the
+others is free, these are the variances of contrasts: an essay minus the weighted mean of the known anchors, which no
+comparison moves.
 
 Beyond `DENSE_UP_TO_ESSAYS` no covariance is computed: scores are taken as independent with their standard errors,
 essays within `REACH` in score are candidates, and all candidates are weighed once per block, a block being a matching.
@@ -61,7 +65,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,8 +115,8 @@ class WaveRequest:
         size: comparisons to plan, >= 1.
         scores: logits, of the wave before. Empty: nothing is known. An essay without one has 0.
         ses: their standard errors, logits, possibly infinite. An essay without one has the largest of the others'.
-        prior_sd: logits; the width of the prior that the scores are at. None: fitted again where it is needed, its
-            uncertainty included.
+        fit: of all that was judged so far, prior width and order effect fitted, items being the ascending essay ids.
+            Only the adaptive design reads it. None: it makes one where it needs it.
         seed, batch_id, wave: decide chance and ties, and nothing else.
         mode: what the wave is for; only the coverage design reads it.
         small_net: whether the batch stops after its resampling passes; it is then planned by the coverage design.
@@ -134,7 +138,7 @@ class WaveRequest:
     small_net: bool = False
     anchor_grades: Mapping[str, str] = field(default_factory=dict)
     balance_positions: bool = True
-    prior_sd: float | None = None
+    fit: BradleyTerryFit | None = None
     known: KnownItems | None = None
 
 
@@ -248,7 +252,7 @@ class BalancedDesign:
 
 
 class AdaptiveDesign:
-    """Balanced rounds first, then the pairs whose judgment is expected to tell most."""
+    """Balanced rounds first, then the pairs whose judgment is expected to tell most of scores, or of grades."""
 
     def plan(self, request: WaveRequest) -> list[PlannedPair]:
         """See `Design.plan`."""
@@ -510,14 +514,25 @@ def expected_fall(difference: FloatArray, covariance: FloatArray, targets: IntAr
 
 
 def _add_by_covariance(wave: _Wave, request: WaveRequest) -> None:
-    """Add pairs by what they tell about all differences, until none may be chosen."""
-    fit = _fit(wave, request, None)
-    _add_greedily(
-        wave,
-        fit.scores,
-        fit.covariance().copy(),
-        lambda difference, covariance: expected_gain(difference, _of_differences(covariance)),
-    )
+    """Add pairs by what they tell about all scores, or with anchors about all differences, until none may be chosen."""
+    fit = request.fit or _fit(wave, request, None)
+    means, covariance = _posterior(fit)
+    everyone = np.arange(wave.n)
+
+    def worth(difference: FloatArray, covariance: FloatArray) -> FloatArray:
+        if request.anchor_grades:
+            return expected_gain(difference, _of_differences(covariance))
+        return expected_fall(difference, covariance, everyone)
+
+    _add_greedily(wave, means, covariance, worth)
+
+
+def _posterior(fit: BradleyTerryFit) -> tuple[FloatArray, FloatArray]:
+    """Means and covariance of the scores' posterior, by expectation propagation, the width's uncertainty included."""
+    means, covariance = fit.posterior_moments()
+    if fit.posterior_means is not None:
+        means = fit.posterior_means
+    return means, covariance + fit.covariance() - fit.covariance_at_width()
 
 
 def _add_by_places(wave: _Wave, request: WaveRequest, known: KnownItems) -> None:
@@ -529,7 +544,7 @@ def _add_by_places(wave: _Wave, request: WaveRequest, known: KnownItems) -> None
     _add_greedily(
         wave,
         fit.scores,
-        fit.bank_covariance().copy(),
+        fit.bank_covariance_at_width().copy(),
         lambda difference, covariance: expected_fall(difference, covariance, targets),
     )
 
@@ -575,8 +590,7 @@ def _fit(wave: _Wave, request: WaveRequest, known: KnownItems | None) -> Bradley
     winners = np.array([index[c.winner_id or ""] for c in judged], dtype=np.int64)
     losers = np.array([index[c.loser_id or ""] for c in judged], dtype=np.int64)
     first = np.array([c.winner is Winner.A for c in judged], dtype=np.bool_)
-    width: float | Literal["fitted"] = "fitted" if request.prior_sd is None else request.prior_sd
-    return fit_bradley_terry(winners, losers, wave.n, prior_sd=width, winner_first=first, known=known)
+    return fit_bradley_terry(winners, losers, wave.n, winner_first=first, known=known)
 
 
 def _add_by_neighbours(wave: _Wave, request: WaveRequest) -> None:

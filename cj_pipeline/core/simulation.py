@@ -250,7 +250,7 @@ def _play(
             small_net=small,
             anchor_grades={anchor: scale.labels[truth.grades[anchor]] for anchor in truth.anchors},
             balance_positions=settings.enable_comparison_position_balancing,
-            prior_sd=scored.fit.prior_sd if scored else None,
+            fit=scored.fit if scored else None,
         )
         pairs = plan_next_wave(settings.pair_design, request)
         if not pairs:

@@ -348,7 +348,6 @@ class _WaveLoop:
             mode=mode,
             scores=(scored.scores if scored else None) or {},
             ses=(scored.ses if scored else None) or {},
-            prior_sd=self._ledger.batch(self.batch_id).processing_metadata.get("prior_sd"),
         )
         pairs = plan_next_wave(self._tunables.pair_design, request)
         return WavePlan(number, mode, size.cut_by_budget, tuple(pairs))

@@ -71,22 +71,22 @@ def judge(history, pairs, truth, chance, *, wave, failure_rate=0.0):
         )
 
 
-def fitted(history, essay_ids, prior_sd="fitted", known=None):
+def fitted(history, essay_ids, known=None):
     index = {essay: i for i, essay in enumerate(essay_ids)}
     judged = [c for c in history if c.status is JUDGED]
     winners = np.array([index[c.winner_id] for c in judged], dtype=np.int64)
     losers = np.array([index[c.loser_id] for c in judged], dtype=np.int64)
     first = np.array([c.winner is Winner.A for c in judged], dtype=np.bool_)
-    return fit_bradley_terry(winners, losers, len(essay_ids), prior_sd=prior_sd, winner_first=first, known=known)
+    return fit_bradley_terry(winners, losers, len(essay_ids), winner_first=first, known=known)
 
 
 def scored(history, essay_ids):
     """Scores and standard errors as the wave loop hands them on."""
-    fit = fitted(history, essay_ids, prior_sd=2.0)
+    fit = fitted(history, essay_ids)
     return {
         "scores": dict(zip(essay_ids, fit.scores.tolist(), strict=True)),
         "ses": dict(zip(essay_ids, fit.standard_errors().tolist(), strict=True)),
-        "prior_sd": 2.0,
+        "fit": fit,
     }
 
 
@@ -362,33 +362,42 @@ def log_determinant_gain(covariance, i, j, weight):
 
 
 @settings(deadline=None, max_examples=15)
-@given(n=st.integers(3, 8), seed=st.integers(0, 2**32), prior_sd=st.sampled_from([None, 2.0]))
-def test_each_adaptive_choice_is_the_best_of_all_pairs_that_may_be_chosen(n, seed, prior_sd):
+@given(n=st.integers(3, 8), seed=st.integers(0, 2**32), anchors=st.sampled_from([0, 2]), fit_given=st.booleans())
+def test_each_adaptive_choice_is_the_best_of_all_pairs_that_may_be_chosen(n, seed, anchors, fit_given):
     essay_ids, _, history = examine(BALANCED, n, sizes=[3 * n], seed=seed, sd=1.5)
-    known = {**scored(history, essay_ids), "prior_sd": prior_sd}
-    plan = plan_next_wave(ADAPTIVE, request(essay_ids, history, size=2 * n, wave=2, **known))
-    fit = fitted(history, essay_ids, prior_sd=prior_sd or "fitted")
+    known = scored(history, essay_ids)
+    fit = known["fit"] if fit_given else known.pop("fit")
+    grades = dict.fromkeys(essay_ids[:anchors], "A")
+    plan = plan_next_wave(ADAPTIVE, request(essay_ids, history, size=2 * n, wave=2, anchor_grades=grades, **known))
+    # means and covariance over the posterior of the width, by propagation at the fitted width and its spread
+    spread = fit.score_spread - fit.score_spread.mean(axis=0)
     # a shift of all scores makes the covariance regular and changes no difference
-    covariance = fit.covariance() + 1.0
+    covariance = fit.posterior_moments()[1] + spread @ spread.T + 1.0
+    means = fit.posterior_means
+    centring = np.eye(n) - 1.0 / n
     skew, seen = Counter(), set()
     for c in history:
         skew.update({c.essay_a: 1})
         skew.subtract({c.essay_b: 1})
         seen.add((c.essay_a, c.essay_b))
     for pair in plan:
-        gains = {}
+        told = {}
         for a, b in [(a, b) for a in essay_ids for b in essay_ids if a != b]:
             if skew[a] > skew[b] or skew[a] * skew[b] > 0 or (a, b) in seen:
                 continue
             i, j = essay_ids.index(a), essay_ids.index(b)
             variance = covariance[i, i] + covariance[j, j] - 2 * covariance[i, j]
-            weight = float(expected_information(fit.scores[i] - fit.scores[j], variance))
-            gains[a, b] = (*log_determinant_gain(covariance, i, j, weight), variance, fit.scores[i] - fit.scores[j])
-        if not gains:
+            weight = float(expected_information(means[i] - means[j], variance))
+            gain, after = log_determinant_gain(covariance, i, j, weight)
+            if anchors:
+                assert gain == pytest.approx(float(expected_gain(means[i] - means[j], variance)), rel=1e-6)
+            else:
+                gain = np.trace(centring @ (covariance - after) @ centring)
+            told[a, b] = (gain, after)
+        if not told:
             break  # seen in both orders: what remains is balanced
-        chosen = gains[pair.essay_a, pair.essay_b]
-        assert chosen[0] == pytest.approx(max(gain[0] for gain in gains.values()), rel=1e-6)
-        assert chosen[0] == pytest.approx(float(expected_gain(chosen[3], chosen[2])), rel=1e-6)
+        chosen = told[pair.essay_a, pair.essay_b]
+        assert chosen[0] == pytest.approx(max(gain for gain, _ in told.values()), rel=1e-6)
         covariance = chosen[1]
         skew.update({pair.essay_a: 1})
         skew.subtract({pair.essay_b: 1})
@@ -400,9 +409,9 @@ def test_each_adaptive_choice_is_the_best_of_all_pairs_that_may_be_chosen(n, see
 def test_each_calibrated_choice_leaves_the_least_summed_variance_of_unplaced_essays(n, seed, played):
     essay_ids, _, history = examine(BALANCED, n, sizes=[2 * n], seed=seed, sd=1.5) if played else (names(n), {}, [])
     known = placed(essay_ids)
-    plan = plan_next_wave(CALIBRATED, request(essay_ids, history, size=n, wave=2, seed=seed, prior_sd=1.5))
-    fit = fitted(history, essay_ids, prior_sd=1.5, known=known)
-    covariance, others = fit.bank_covariance(), np.setdiff1d(np.arange(n), known.items)
+    plan = plan_next_wave(CALIBRATED, request(essay_ids, history, size=n, wave=2, seed=seed))
+    fit = fitted(history, essay_ids, known=known)
+    covariance, others = fit.bank_covariance_at_width(), np.setdiff1d(np.arange(n), known.items)
     skew, seen = Counter(), set()
     for c in history:
         skew.update({c.essay_a: 1})
@@ -511,17 +520,16 @@ def test_calibrated_pairing_places_students_better_on_the_banks_scale_than_balan
     for design, errors in rmse.items():
         for seed in range(20):
             rng, chance = np.random.default_rng(seed), random.Random(seed)
-            essay_ids, width = names(36), None
+            essay_ids, fit = names(36), None
             truth = np.concatenate([rng.normal(0, 2, 24), np.linspace(-5, 5, 12)])
             known = known_items(np.arange(24, 36), truth[24:] + rng.normal(0, 0.2, 12), 0.04 * np.eye(12), 36)
             history = []
             for wave in range(1, 11):
-                asked = request(essay_ids, history, size=18, wave=wave, seed=seed, known=known, prior_sd=width)
+                asked = request(essay_ids, history, size=18, wave=wave, seed=seed, known=known, fit=fit)
                 pairs = plan_next_wave(design, asked)
                 judge(history, pairs, dict(zip(essay_ids, truth, strict=True)), chance, wave=wave)
-                if wave % 3 == 1:
-                    width = fitted(history, essay_ids, known=known).prior_sd
-            miss = fitted(history, essay_ids, known=known).bank_scores[:24] - truth[:24]
+                fit = fitted(history, essay_ids, known=known)
+            miss = fit.bank_scores[:24] - truth[:24]
             errors.append(float(np.sqrt(np.mean(miss**2))))
     difference = np.array(rmse[CALIBRATED]) - np.array(rmse[BALANCED])
     assert np.mean(rmse[CALIBRATED]) < 0.85 * np.mean(rmse[BALANCED])
