@@ -198,6 +198,20 @@ class BradleyTerryFit:
             raise InputError("posterior moments need a prior: give prior_sd='fitted' or a number of logits")
         return self._posterior_moments
 
+    def integrated_moments(self) -> tuple[FloatArray, FloatArray]:
+        """Mean and covariance of the scores' posterior, a fitted width integrated out; what pairing goes by.
+
+        Means are averages over the width's posterior. To the covariance at `prior_sd` the spread of the scores over
+        that posterior is added; where next to nothing is known of the width, the variance is larger still.
+
+        Raises:
+            InputError: see `posterior_moments`.
+        """
+        means, covariance = self.posterior_moments()
+        if self.posterior_means is not None:
+            means = self.posterior_means
+        return means, covariance + _centred(self.score_spread @ self.score_spread.T)
+
     @property
     def standard_error_accuracy(self) -> "StandardErrorAccuracy":
         """How far `standard_errors()` may be off."""

@@ -515,8 +515,7 @@ def expected_fall(difference: FloatArray, covariance: FloatArray, targets: IntAr
 
 def _add_by_covariance(wave: _Wave, request: WaveRequest) -> None:
     """Add pairs by what they tell about all scores, or with anchors about all differences, until none may be chosen."""
-    fit = request.fit or _fit(wave, request, None)
-    means, covariance = _posterior(fit)
+    means, covariance = (request.fit or _fit(wave, request, None)).integrated_moments()
     everyone = np.arange(wave.n)
 
     def worth(difference: FloatArray, covariance: FloatArray) -> FloatArray:
@@ -525,14 +524,6 @@ def _add_by_covariance(wave: _Wave, request: WaveRequest) -> None:
         return expected_fall(difference, covariance, everyone)
 
     _add_greedily(wave, means, covariance, worth)
-
-
-def _posterior(fit: BradleyTerryFit) -> tuple[FloatArray, FloatArray]:
-    """Means and covariance of the scores' posterior, by expectation propagation, the width's uncertainty included."""
-    means, covariance = fit.posterior_moments()
-    if fit.posterior_means is not None:
-        means = fit.posterior_means
-    return means, covariance + fit.covariance() - fit.covariance_at_width()
 
 
 def _add_by_places(wave: _Wave, request: WaveRequest, known: KnownItems) -> None:

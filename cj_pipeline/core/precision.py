@@ -99,7 +99,7 @@ def low_reliability(scores: FloatArray, covariance: FloatArray, seed: int) -> fl
     """10 % quantile of the squared correlation between scores and draws from N(scores, covariance).
 
     Args:
-        scores: (n_items,) logits.
+        scores: (n_items,) logits; posterior means.
         covariance: (n_items, n_items) logits².
         seed: of the draws.
 

@@ -340,7 +340,7 @@ def _compare(
         full=full,
         judgments=scored.per_essay_counts.values(),
         projections=projections,
-        reliability_low=lambda: low_reliability(scored.fit.scores, scored.fit.covariance(), wave),
+        reliability_low=lambda: low_reliability(*scored.fit.integrated_moments(), wave),
     )
     return result, precision
 

@@ -455,7 +455,7 @@ class _WaveLoop:
             judgments=scoring.per_essay_counts.values(),
             projections=projected.projections if projected else (),
             reliability_low=lambda: low_reliability(
-                scoring.fit.scores, scoring.fit.covariance(), self._tunables.pair_generation_seed
+                *scoring.fit.integrated_moments(), self._tunables.pair_generation_seed
             ),
         )
         self._precision = [*(m for m in self._precision if m.wave < wave.wave), measured][-RPS_WAVES - 1 :]

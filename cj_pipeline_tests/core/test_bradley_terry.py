@@ -420,6 +420,18 @@ def test_posterior_moments_are_those_of_gibbs_draws_at_the_same_width_where_the_
     np.testing.assert_allclose(covariance.sum(axis=0), 0.0, atol=1e-9)
 
 
+def test_integrated_moments_are_those_of_gibbs_draws_of_scores_and_width():
+    winners, losers = random_judgments(12, 120, 8, sd=2.0)
+    fit = fit_bradley_terry(winners, losers, 12)
+    means, covariance = fit.integrated_moments()
+    draws = draw_posterior(judgment_table(winners, losers, 12), seed=2, n_draws=6000)
+    exact = np.cov(draws.scores.T)
+    np.testing.assert_allclose(means, draws.means, atol=0.1 * np.sqrt(np.diag(exact)).min())
+    np.testing.assert_allclose(np.sqrt(np.diag(covariance)), np.sqrt(np.diag(exact)), rtol=0.08)
+    for worse in (fit.covariance(), fit.posterior_moments()[1]):
+        assert np.linalg.norm(covariance - exact) < np.linalg.norm(worse - exact)
+
+
 def test_maximum_likelihood_has_no_posterior_moments():
     with pytest.raises(InputError, match="prior"):
         fit_bradley_terry([0, 1], [1, 0], 2, prior_sd=None).posterior_moments()

@@ -369,11 +369,9 @@ def test_each_adaptive_choice_is_the_best_of_all_pairs_that_may_be_chosen(n, see
     fit = known["fit"] if fit_given else known.pop("fit")
     grades = dict.fromkeys(essay_ids[:anchors], "A")
     plan = plan_next_wave(ADAPTIVE, request(essay_ids, history, size=2 * n, wave=2, anchor_grades=grades, **known))
-    # means and covariance over the posterior of the width, by propagation at the fitted width and its spread
-    spread = fit.score_spread - fit.score_spread.mean(axis=0)
+    means, covariance = fit.integrated_moments()
     # a shift of all scores makes the covariance regular and changes no difference
-    covariance = fit.posterior_moments()[1] + spread @ spread.T + 1.0
-    means = fit.posterior_means
+    covariance = covariance + 1.0
     centring = np.eye(n) - 1.0 / n
     skew, seen = Counter(), set()
     for c in history:

@@ -65,7 +65,7 @@ def test_low_reliability_grows_with_judgments():
         second = (first + rng.integers(1, 20, first.size)) % 20
         wins = rng.random(first.size) < 1 / (1 + np.exp(truth[second] - truth[first]))
         fit = fit_bradley_terry(np.where(wins, first, second), np.where(wins, second, first), 20)
-        found.append(low_reliability(fit.scores, fit.covariance(), 3))
+        found.append(low_reliability(*fit.integrated_moments(), 3))
     assert found == sorted(found)
     assert found[-1] > 0.85
 
