@@ -186,6 +186,7 @@ def find_mode(
     scores, advantage = start, advantage_start
     iterations, converged = 0, False
     information: Information | None = None
+    value: float | None = None
     while iterations < _MAX_ITERATIONS:
         iterations += 1
         slopes, weights = pairs.derivatives(scores, advantage)
@@ -194,18 +195,20 @@ def find_mode(
         gradient = prior.centred(uphill - prior.slope(scores), pairs)
         step, advantage_step = information.step(gradient, advantage_uphill - advantage_precision * advantage)
         longest = max(float(np.abs(step).max()), abs(advantage_step))
-        scale: float | None = 1.0
         if longest > _SURELY_UPHILL:
-            value = objective(scores, advantage)
+            value = objective(scores, advantage) if value is None else value
             # the objective is only known to its rounding error, which must not reject a sound step near the top
             floor = value - 1e-12 * (1.0 + abs(value))
-            scales = (2.0**-k for k in range(_MAX_HALVINGS))
-            scale = next(
-                (s for s in scales if objective(scores + s * step, advantage + s * advantage_step) >= floor), None
-            )
-        if scale is None:
-            break
-        scores, advantage = scores + scale * step, advantage + scale * advantage_step
+            for scale in (2.0**-k for k in range(_MAX_HALVINGS)):
+                value = objective(scores + scale * step, advantage + scale * advantage_step)
+                if value >= floor:
+                    break
+            else:
+                break
+            step, advantage_step = scale * step, scale * advantage_step
+        else:
+            value = None
+        scores, advantage = scores + step, advantage + advantage_step
         if longest <= tolerance:
             converged = True
             break

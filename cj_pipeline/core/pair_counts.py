@@ -26,7 +26,7 @@ IntArray = NDArray[np.int64]
 _JUDGMENTS_AT_ONCE: Final = 65_536
 # So many pairs an item, if they connect everything, save looking at the others.
 _ENOUGH_PAIRS: Final = 32
-_CLOSED_UP_TO: Final = 64
+_FEW_ITEMS: Final = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +194,16 @@ def _truths(values: ArrayLike, length: int) -> NDArray[np.bool_]:
 
 
 def _counted(n: int, winner: IntArray, loser: IntArray) -> PairCounts:
-    """Add up judgments of weight one: sorted by pair and outcome, piece by piece to spare memory, and counted."""
+    """Add up judgments of weight one: sorted by pair and outcome, piece by piece to spare memory, and counted.
+
+    For few items a matrix of all pairs is quicker.
+    """
+    if n <= _FEW_ITEMS:
+        wins = np.bincount(winner * n + loser, minlength=n * n).reshape(n, n)
+        first, second = np.triu(wins + wins.T).nonzero()
+        first_wins, second_wins = wins[first, second].astype(np.float64), wins[second, first].astype(np.float64)
+        components = _comparison_components(n, first, second)
+        return PairCounts(n, first, second, np.zeros(first.size), first_wins, second_wins, components, ordered=False)
     # 32-bit numbers sort in half the time
     outcomes: NDArray[Any] = np.empty(winner.size, dtype=np.int32 if 2 * n * n < 2**31 else np.int64)
     for start in range(0, winner.size, _JUDGMENTS_AT_ONCE):
@@ -238,7 +247,7 @@ def _component_labels(
     n_items: int, origin: IntArray, target: IntArray, connection: Literal["weak", "strong"]
 ) -> IntArray:
     """(n_items,) component labels, 0, 1, … in ascending order of each component's lowest item."""
-    if n_items <= _CLOSED_UP_TO:
+    if n_items <= _FEW_ITEMS:
         return _closed_labels(n_items, origin, target, connection)
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
