@@ -42,9 +42,10 @@ def await_batch(batch_id: str, *, timeout: float, verbose: bool, hints: bool = T
 
     Raises:
         CompletionTimeoutError: `timeout` seconds were over.
-        JobFailedError: the run failed, the batch ended without a scale, or it was put on hold.
+        JobFailedError: the run failed, the batch ended without a scale, or it is on hold.
         UnknownBatchError, RunInterruptedError: see `run_batch`.
     """
+    _raise_if_held(_read_batch(batch_id))
     deadline = time.monotonic() + timeout
     while (left := deadline - time.monotonic()) > 0:
         try:
@@ -58,8 +59,7 @@ def await_batch(batch_id: str, *, timeout: float, verbose: bool, hints: bool = T
         batch = _read_batch(batch_id)
         if batch.status.is_final:
             return
-        if batch.hold_reason is not None:
-            raise JobFailedError(f"batch {batch_id} is on hold ({batch.hold_reason}): `cj run {batch_id}` goes on")
+        _raise_if_held(batch)
         if batch.not_before is not None:
             pause = min((batch.not_before - datetime.now(UTC)).total_seconds(), _LONGEST_LOOK_SECONDS)
             time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
@@ -67,6 +67,14 @@ def await_batch(batch_id: str, *, timeout: float, verbose: bool, hints: bool = T
         f"batch {batch_id} was not final after {timeout:g} s: everything recorded is kept, and it goes on with the "
         f"daemon (make ui) or `cj run {batch_id}`. Allow more with --completion-timeout"
     )
+
+
+def _raise_if_held(batch: BatchRecord) -> None:
+    if batch.hold_reason is not None:
+        raise JobFailedError(
+            f"batch {batch.batch_id} is on hold ({batch.hold_reason}): `cj resume {batch.batch_id}` gives it back to "
+            f"the daemon, `cj run {batch.batch_id}` goes on here"
+        )
 
 
 def run_batch(batch_id: str, *, wait: float, verbose: bool, timeout: float | None = None, hints: bool = True) -> None:

@@ -126,6 +126,18 @@ def test_without_waiting_it_submits_and_says_that_no_daemon_takes_it_up(run, hom
     assert code == 2 and "cj run later" in err
 
 
+def test_a_batch_on_hold_is_not_taken_off_it_by_asking_for_it_again(run, home):
+    assert run("execute", "--batch-id", "held", "--no-await")[0] == 0
+    with closing(open_ledger(home)) as ledger:
+        ledger.hold("held", "the school called")
+    code, _, err = run("execute", "--batch-id", "held")
+    assert code == 1
+    assert "on hold (the school called)" in err and "cj resume held" in err
+    with closing(open_ledger(home)) as ledger:
+        assert ledger.batch("held").hold_reason == "the school called"
+        assert ledger.state("held").submitted == 0
+
+
 def test_a_report_of_an_unfinished_batch_is_told_as_one_so_far(run, home):
     assert run("anchor-align-test", "--batch-id", "begun", "--no-await")[0] == 0
     with closing(open_ledger(home)) as ledger:
