@@ -11,8 +11,8 @@ from cj_pipeline.cli.context import open_ledger, print_json, say
 _WORDS = {
     "expected_r2": "reliability: expected r²",
     "expected_r2_low": "  with probability .9 at least",
-    "split_half": "  split-half (inflated unless pairing ignored the results)",
-    "shrunken_reliability": "  var / (var + error) (inflated likewise)",
+    "split_half": "  split-half (misleading unless pairing ignored the results)",
+    "shrunken_reliability": "  var / (var + error) (likewise)",
     "prior_sd": "spread of the scale σ (logits)",
     "order_effect": "advantage of the essay read first (logits)",
     "first_wins": "share won by the essay read first",

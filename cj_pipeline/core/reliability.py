@@ -4,7 +4,8 @@ Here: what is read from posterior draws (`posterior.draw_posterior`), of which `
 and the coefficients of the literature, which stand beside it. These take the spread of estimated scores for spread of
 true scores. That holds when pairs were chosen without looking at results; when close scores are paired, chance
 differences are confirmed by the next pairing, and the coefficients rise although nothing is measured (Bramley 2015;
-Bramley & Vitello 2019). Each of them says so. `completion` imports none of this.
+Bramley & Vitello 2019); when distant scores are, as by the adaptive design, chance differences are undone, and they
+fall below nothing. Each of them says so. `completion` imports none of this.
 
 References:
     Bramley, T. (2015). Investigating the reliability of adaptive comparative judgment. Cambridge Assessment.
@@ -27,9 +28,6 @@ from cj_pipeline.core.posterior import PosteriorDraws
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-
-INFLATED: Final = "inflated unless pairing ignored the results"
-"""The mark that the coefficients of the literature carry wherever they are shown."""
 
 _CELLS_AT_ONCE: Final = 2_000_000
 
@@ -192,7 +190,7 @@ def _tail(level: float) -> float:
 
 @dataclass(frozen=True)
 class SplitHalf:
-    """Split-half reliability: inflated unless pairing ignored the results. Made by `split_half`.
+    """Split-half reliability: misleading unless pairing ignored the results. Made by `split_half`.
 
     Attributes:
         correlation: mean correlation between the scores of two random halves of the judgments.
@@ -209,7 +207,7 @@ class SplitHalf:
 
 @dataclass(frozen=True)
 class Separation:
-    """Separation reliability and index: inflated unless pairing ignored the results. Made by `separation`.
+    """Separation reliability and index: misleading unless pairing ignored the results. Made by `separation`.
 
     Attributes:
         reliability: 1 - MSE/var; negative when errors are larger than the spread of scores.
@@ -221,7 +219,7 @@ class Separation:
 
 
 def split_half(table: JudgmentTable, *, seed: int, splits: int = 20, prior_sd: float | None = None) -> SplitHalf | None:
-    """Correlate the scores of random halves of the judgments. Inflated unless pairing ignored the results.
+    """Correlate the scores of random halves of the judgments. Misleading unless pairing ignored the results.
 
     The results that chose a pair are in both halves' design, so chance differences are confirmed in either half. The
     halves are scored under the prior width of the whole batch; an essay that a half does not have scores zero there.
@@ -262,7 +260,7 @@ def split_half(table: JudgmentTable, *, seed: int, splits: int = 20, prior_sd: f
 
 
 def separation(scores: ArrayLike, standard_errors: ArrayLike) -> Separation | None:
-    """Separation reliability of *maximum-likelihood* scores. Inflated unless pairing ignored the results.
+    """Separation reliability of *maximum-likelihood* scores. Misleading unless pairing ignored the results.
 
     1 - MSE/var with var the variance of the scores (n - 1 below the line) and MSE = Σ se² / (n - 1): standard errors
     in the sum-to-zero frame have n - 1 degrees of freedom as well (Wright & Masters 1982, ch. 5). Scores under a prior
@@ -288,7 +286,7 @@ def separation(scores: ArrayLike, standard_errors: ArrayLike) -> Separation | No
 
 
 def shrunken_reliability(scores: ArrayLike, standard_errors: ArrayLike) -> float | None:
-    """var / (var + mean posterior variance), for scores under a prior. Inflated unless pairing ignored the results.
+    """var / (var + mean posterior variance), for scores under a prior. Misleading unless pairing ignored the results.
 
     Scores under a prior vary as the true scores do less their posterior variance, so the sum estimates the true
     variance (the "empirical reliability" of item response theory).

@@ -334,7 +334,7 @@ def _notes(bias: PositionBias, misfit: JudgmentFit, ids: list[str]) -> list[str]
     by_chance = 2 * MISFIT_P * len(ids)
     notes = [
         "Expected r² is how well these scores should correlate, squared, with the scores that endless judging would "
-        "give. It is the headline; the two figures below it are inflated unless pairing ignored the results.",
+        "give. It is the headline; the two figures below it mislead unless pairing ignored the results.",
         bias.verdict,
     ]
     if unusual:
