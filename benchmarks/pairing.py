@@ -21,7 +21,9 @@ Beside the pipeline's designs:
 
 Printed per cell: the accuracy of `balanced` at 20 with its Monte Carlo standard error, and per design the judgments
 needed for it as a share of those 20, with the upper 95 % limit (one-sided, bootstrap over replications), and the worst
-ratio to `balanced` and `coverage` at any budget looked at (from 4 to 26 judgments per essay).
+ratio to `balanced` and `coverage` at any budget looked at (from 4 to 26 judgments per essay). Then, per design, the
+share of essays whose 95 % interval (`score_low` to `score_high`) holds the truth after 4, 10 and 20 judgments each,
+with its Monte Carlo standard error over exams.
 
 Run: python benchmarks/pairing.py [--quick | --reps 200 [--large]] [--essays 24 100] [--sds 0.5 1 2 4]
      [--anchors none|with|both] [--designs ...] [--order-effect 0] [--lapses 0] [--repeat-agreement 0]
@@ -52,6 +54,7 @@ from cj_pipeline.core.score_prior import KnownItems
 
 CHECKPOINTS = (4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26)  # judgments per essay
 REFERENCE = 20
+COVERED_AT = (4, 10, 20)
 STEP = 1.25
 ANCHOR_SPREAD = 0.3
 ANCHORS = 12
@@ -141,7 +144,7 @@ def main() -> None:
 
 
 def simulated(tasks: list[Task], processes: int) -> Iterator[np.ndarray]:
-    """(2, checkpoints) RMSE and RPS of every task, in order."""
+    """(3, checkpoints) RMSE, RPS and coverage of every task, in order."""
     if processes == 1:
         yield from map(simulate, tasks)
         return
@@ -150,8 +153,8 @@ def simulated(tasks: list[Task], processes: int) -> Iterator[np.ndarray]:
 
 
 def report(cell: Cell, designs: list[str], errors: np.ndarray, replications: int, seed: int) -> None:
-    """Print one cell; `errors` is (designs x replications, 2, checkpoints)."""
-    curves = errors.reshape(len(designs), replications, 2, len(CHECKPOINTS))
+    """Print one cell; `errors` is (designs x replications, 3, checkpoints)."""
+    curves = errors.reshape(len(designs), replications, 3, len(CHECKPOINTS))
     chance = np.random.default_rng([seed, 99])
     drawn = chance.integers(0, replications, (BOOTSTRAPS, replications))
     place = CHECKPOINTS.index(REFERENCE)
@@ -175,6 +178,12 @@ def report(cell: Cell, designs: list[str], errors: np.ndarray, replications: int
             error = (values[number, :, place] - reference).std(ddof=1) / math.sqrt(replications)
             line += f"  at {REFERENCE}: {means[number, place]:.4f} (difference +- {error:.4f})"
             print(line, flush=True)
+    print("  held by their 95 % intervals after " + ", ".join(map(str, COVERED_AT)))
+    for number, design in enumerate(designs):
+        held = curves[number, :, 2][:, [CHECKPOINTS.index(at) for at in COVERED_AT]]
+        spread = held.std(axis=0, ddof=1) / math.sqrt(replications)
+        shares = ", ".join(f"{mean:.3f} +- {error:.3f}" for mean, error in zip(held.mean(axis=0), spread, strict=True))
+        print(f"  {design:15s} {shares}", flush=True)
 
 
 def shown(share: float) -> str:
@@ -194,7 +203,7 @@ def share_needed(curve: np.ndarray, target: float) -> float:
 
 
 def simulate(task: Task) -> np.ndarray:
-    """(2, checkpoints) RMSE and, with anchors, RPS at each checkpoint."""
+    """(3, checkpoints) RMSE, with anchors RPS, and coverage at each checkpoint."""
     cell = task.cell
     chance = np.random.default_rng([task.seed, task.replication, cell.students, round(cell.sd * 100), cell.anchors])
     n = cell.essays
@@ -209,7 +218,7 @@ def simulate(task: Task) -> np.ndarray:
     judge = Judge(cell, truth, np.random.default_rng([task.seed, task.replication, 7]))
     history: list[Comparison] = []
     fit: BradleyTerryFit | None = None
-    errors = np.full((2, len(CHECKPOINTS)), np.nan)
+    errors = np.full((3, len(CHECKPOINTS)), np.nan)
     ids = [name(i) for i in range(n)]
     # designs that go by a covariance make their own fit of up to that many essays, and the random ones need none
     reads_scores = task.design == "coverage" or n > DENSE_UP_TO_ESSAYS
@@ -241,7 +250,7 @@ def simulate(task: Task) -> np.ndarray:
             for pair in plan_next_wave(PairDesign(task.design.removesuffix("+bank").removesuffix("-bank")), request):
                 history.append(judge.judged(len(history), wave, pair.essay_a, pair.essay_b))
         fit = fitted(history, n, known=scoring)
-        errors[:, place] = measured(cell, truth, fit, grades)
+        errors[:, place] = (*measured(cell, truth, fit, grades), covered(truth, fit))
     return errors
 
 
@@ -346,6 +355,13 @@ def fitted(
     first = np.array([c.winner is Winner.A for c in history])
     width = "fitted" if prior_sd is None else prior_sd
     return fit_bradley_terry(winners, losers, n, prior_sd=width, winner_first=first, known=known)
+
+
+def covered(truth: np.ndarray, fit: BradleyTerryFit) -> float:
+    """Share of all essays whose published interval holds their true score, batch frame."""
+    centred = truth - truth.mean()
+    low, high = fit.score_intervals().T
+    return float(np.mean((low <= centred) & (centred <= high)))
 
 
 def measured(cell: Cell, truth: np.ndarray, fit: BradleyTerryFit, grades: dict[str, str]) -> tuple[float, float]:
