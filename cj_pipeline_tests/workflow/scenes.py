@@ -114,13 +114,27 @@ def submit(
 
 def submit_lower_five(ledger: Ledger, batch_id: str = "lower5", **overrides: Any) -> Submission:
     """Submit five essays without an assignment, a small net; stability cannot end it."""
+    limits = {"max_comparisons": 200, "score_stability_threshold": 0.0, **overrides}
+    return submit_without_grades(ledger, 5, batch_id, judge="eng5-lower5", best=4.0, **limits)
+
+
+def submit_without_grades(
+    ledger: Ledger,
+    essays: int,
+    batch_id: str = "b",
+    *,
+    judge: str | None = None,
+    best: float = 8.0,
+    **overrides: Any,
+) -> Submission:
+    """Submit essays without an assignment, the best of them of the quality `best`; `overrides` travel with it."""
     request = batch_request(
         batch_id,
         assignment_id=None,
         kind=BatchKind.ANCHOR_ALIGN,
-        judge="eng5-lower5",
-        overrides=BatchOverrides(**{"max_comparisons": 200, "score_stability_threshold": 0.0, **overrides}),
-        students=students(5, best=4.0),
+        judge=judge,
+        overrides=BatchOverrides(**overrides),
+        students=students(essays, best=best),
     )
     return submit_batch(ledger, settings(), request)
 

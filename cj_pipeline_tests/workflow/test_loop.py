@@ -16,7 +16,10 @@ from scipy.stats import kendalltau
 from structlog.testing import capture_logs
 
 from cj_pipeline.core.errors import MissingBudgetError
+from cj_pipeline.core.judgment_table import judgment_table_of
 from cj_pipeline.core.models import BatchStatus, PairDesign, Winner
+from cj_pipeline.core.posterior import draw_posterior
+from cj_pipeline.core.reliability import expected_r_squared
 from cj_pipeline.judges.errors import Fate, MalformedAnswerError, ProviderRejectedError, RefusedError
 from cj_pipeline.judges.prompts import JudgeInstructions, build_prompt
 from cj_pipeline.judges.protocol import JudgeAnswer, Usage
@@ -39,6 +42,7 @@ from cj_pipeline_tests.workflow.scenes import (
     student_text,
     submit,
     submit_lower_five,
+    submit_without_grades,
     tell_secrets,
     wait_for,
 )
@@ -383,6 +387,16 @@ def test_by_the_rule_precision_a_batch_ends_when_its_grades_are_known_and_rememb
     judged = [row for row in ledger.comparison_records("b") if row.winner is not None]
     counts = Counter(essay for row in judged for essay in (row.essay_a, row.essay_b))
     assert last[-1]["least_judgments"] == min(counts.values()) >= 6
+
+
+def test_without_grades_the_rule_precision_reads_the_reliability_that_gibbs_draws_show(ledger):
+    submit_without_grades(ledger, 16, max_comparisons=64, stop_rule="precision", score_stability_threshold=0.0)
+    advance(ledger)
+    measured = ledger.batch("b").processing_metadata["precision"][-1]
+    assert measured["mean_rps"] is None
+    table = judgment_table_of(ledger.comparisons("b"), sorted(essay.essay_id for essay in ledger.essays("b")))
+    drawn = expected_r_squared(draw_posterior(table, seed=1, n_draws=2000, order_effect=True))
+    assert measured["reliability_low"] == pytest.approx(drawn.low, abs=0.06)
 
 
 # --- attempts ------------------------------------------------------------------------------------------------------
