@@ -32,16 +32,15 @@ from typing import Any, Final, Literal, Protocol, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cj_pipeline.core.bradley_terry_mode import Information, Mode, find_mode
+from cj_pipeline.core.bradley_terry_mode import Information, Mode, Top, find_mode, maximise_likelihood_of_few
 from cj_pipeline.core.diagnostics import SeSummary, bt_se_summary
 from cj_pipeline.core.errors import InputError, listed
-from cj_pipeline.core.expectation_propagation import propagate
+from cj_pipeline.core.expectation_propagation import NormalPosterior, propagate
 from cj_pipeline.core.models import Comparison, ComparisonStatus, Winner
-from cj_pipeline.core.pair_counts import PairCounts, count_pairs, require_finite_estimate, strong_components
+from cj_pipeline.core.pair_counts import FEW_ITEMS, PairCounts, count_pairs, require_finite_estimate, strong_components
 from cj_pipeline.core.prior_width import checked_width, width_posterior
 from cj_pipeline.core.score_prior import AnchoredPrior, IndependentPrior, KnownItems, ScorePrior
 from cj_pipeline.core.sparse_bradley_terry import (
-    SparseMode,
     Variances,
     find_sparse_mode,
     sparse_contrast_variance,
@@ -198,16 +197,22 @@ class BradleyTerryFit:
             raise InputError("posterior moments need a prior: give prior_sd='fitted' or a number of logits")
         return self._posterior_moments
 
-    def integrated_moments(self) -> tuple[FloatArray, FloatArray]:
+    def integrated_moments(self, *, widened: float = 1.0) -> tuple[FloatArray, FloatArray]:
         """Mean and covariance of the scores' posterior, a fitted width integrated out; what pairing goes by.
 
         Means are averages over the width's posterior. To the covariance at `prior_sd` the spread of the scores over
         that posterior is added; where next to nothing is known of the width, the variance is larger still.
 
+        Args:
+            widened: the covariance is what it would be if the independent prior were so many times as wide and the
+                judgments told as much as they do; means stay. Not looked at with known items.
+
         Raises:
             InputError: see `posterior_moments`.
         """
         means, covariance = self.posterior_moments()
+        if widened != 1.0 and self.bank_scores is None and self.prior_sd is not None:
+            covariance = self._covariance_under(IndependentPrior(widened * self.prior_sd))
         if self.posterior_means is not None:
             means = self.posterior_means
         return means, covariance + _centred(self.score_spread @ self.score_spread.T)
@@ -337,8 +342,16 @@ class BradleyTerryFit:
         return _frozen(_centred(self._inverse))
 
     @cached_property
+    def _propagated(self) -> NormalPosterior:
+        return propagate(self.pairs, self.prior)
+
+    def _covariance_under(self, prior: ScorePrior) -> FloatArray:
+        """Centred, of what judgments tell under this fit's prior, and another prior."""
+        return _centred(Information.of_weights(self.pairs, self._propagated.sites.precisions, prior).inverse())
+
+    @cached_property
     def _posterior_moments(self) -> tuple[FloatArray, FloatArray]:
-        found = propagate(self.pairs, self.prior)
+        found = self._propagated
         means = found.means - found.means.mean()
         means.flags.writeable = False
         return means, _frozen(_centred(found.information.inverse()))
@@ -448,15 +461,11 @@ def fit_bradley_terry(
         else:
             width = checked_width(prior_sd)
     prior = _prior(width, known, pairs.n_items)
-    mode: Mode | SparseMode
+    mode = _find_top(pairs, prior, width, dense=prior_sd == "fitted" or known is not None)
     advantage = None
-    if pairs.n_items >= SPARSE_FROM and prior_sd != "fitted" and not pairs.ordered and known is None:
-        mode = find_sparse_mode(pairs, 0.0 if width is None else width**-2, STEP_TOLERANCE)
-    else:
-        mode = find_mode(pairs, prior, prior.start(pairs.n_items), 0.0, STEP_TOLERANCE)
-        if pairs.ordered:
-            advantage = mode.advantage
-            advantage_variance += Information.at(pairs, mode.scores, advantage, prior).advantage_variance
+    if isinstance(mode, Mode) and pairs.ordered:
+        advantage = mode.advantage
+        advantage_variance += Information.at(pairs, mode.scores, advantage, prior).advantage_variance
     return BradleyTerryFit(
         scores=mode.scores if known is None else mode.scores - mode.scores.mean(),
         n_items=pairs.n_items,
@@ -476,6 +485,17 @@ def fit_bradley_terry(
         posterior_sds=sds,
         bank_scores=None if known is None else mode.scores,
     )
+
+
+def _find_top(pairs: PairCounts, prior: ScorePrior, width: float | None, *, dense: bool) -> Top:
+    """Where the posterior, or the likelihood, is highest, found the quickest way; a `Mode` where more is read of it."""
+    if width is None and pairs.n_items <= FEW_ITEMS and not pairs.ordered:
+        top = maximise_likelihood_of_few(pairs, STEP_TOLERANCE)
+        if top.converged:
+            return top
+    if pairs.n_items >= SPARSE_FROM and not dense and not pairs.ordered:
+        return find_sparse_mode(pairs, 0.0 if width is None else width**-2, STEP_TOLERANCE)
+    return find_mode(pairs, prior, prior.start(pairs.n_items), 0.0, STEP_TOLERANCE)
 
 
 def _prior(width: float | None, known: KnownItems | None, n_items: int) -> ScorePrior:

@@ -1,7 +1,8 @@
 """Where the posterior of Bradley–Terry scores is highest, and its curvature there: Newton's method on dense matrices.
 
-Here: the factorised information matrix, with the order effect eliminated, and the mode. Not here: the prior's width
-(`prior_width`), many items (`sparse_bradley_terry`), and what is reported of a fit (`bradley_terry`).
+Here: the factorised information matrix, with the order effect eliminated, the mode, and the maximum of a likelihood of
+few items. Not here: the prior's width (`prior_width`), many items (`sparse_bradley_terry`), and what is reported of a
+fit (`bradley_terry`).
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,11 @@ slope·step·(1 - (e^d - 1 - d)/d²) > 0."""
 _NEAR: Final = 1e-4
 """Logits. After a step this short the factorised information serves for the next: it differs by that share from the
 one there, and so does the step."""
+
+SINGULAR: Final = (
+    "the information matrix is singular to working precision: weights differ by too many orders of magnitude. "
+    "Rescale or drop the extreme ones"
+)
 
 _MAX_ITERATIONS: Final = 200
 _MAX_HALVINGS: Final = 40
@@ -73,10 +79,7 @@ class Information:
         # symmetric, so its transpose is the column-major matrix that LAPACK works on in place
         factor, failure = dpotrf(matrix.T, lower=True, clean=False, overwrite_a=True)
         if failure:
-            raise InputError(
-                "the information matrix is singular to working precision: weights differ by too many orders of "
-                "magnitude. Rescale or drop the extreme ones"
-            )
+            raise InputError(SINGULAR)
         border: FloatArray = np.zeros(pairs.n_items)
         complement = np.inf
         if pairs.ordered:
@@ -142,25 +145,34 @@ def _solved(factor: FloatArray, right: FloatArray) -> FloatArray:
     return solution
 
 
-@dataclass(frozen=True, eq=False)
-class Mode:
-    """Where a posterior is highest.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Top:
+    """Where a likelihood or a posterior is highest.
 
     Attributes:
         scores: (n_items,) logits; under an independent prior, or none, summing to zero in every component.
-        advantage: of the first position, logits.
-        objective: log posterior density there, up to a constant.
-        information: at the mode, or within 1e-4 logits of it.
         iterations: Newton steps taken.
         converged: whether the last full one was within the tolerance.
     """
 
     scores: FloatArray
+    iterations: int
+    converged: bool
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Mode(Top):
+    """Where a posterior of scores and advantage is highest, and what was found on the way.
+
+    Attributes:
+        advantage: of the first position, logits.
+        objective: log posterior density there, up to a constant.
+        information: at the mode, or within 1e-4 logits of it.
+    """
+
     advantage: float
     objective: float
     information: Information
-    iterations: int
-    converged: bool
 
 
 def find_mode(
@@ -216,4 +228,76 @@ def find_mode(
             information = None
     scores = prior.centred(scores, pairs)
     information = information or Information.at(pairs, scores, advantage, prior)
-    return Mode(scores, advantage, objective(scores, advantage), information, iterations, converged)
+    return Mode(
+        scores=scores,
+        iterations=iterations,
+        converged=converged,
+        advantage=advantage,
+        objective=objective(scores, advantage),
+        information=information,
+    )
+
+
+def maximise_likelihood_of_few(pairs: PairCounts, tolerance: float) -> Top:
+    """Maximise the likelihood without prior or order effect, of items so few that calls cost more than arithmetic.
+
+    Newton's method on matrices of all pairs. Sun & Tran-Dinh's (2019) damping as in `sparse_bradley_terry`: a step that
+    leads past the top along its direction is cut to log(1 + R)/R of it, R the most that it moves a difference.
+
+    Args:
+        pairs: the judgments, with a strongly connected win graph, and no order effect.
+        tolerance: logits; how long the last step may be.
+
+    Returns:
+        Not converged where the information is singular to working precision; `find_mode` starts where it is flatter.
+    """
+    from scipy.linalg.lapack import dposv, dpotrs
+    from scipy.special import expit
+
+    n = pairs.n_items
+    losses = np.zeros((n, n))
+    losses[pairs.first, pairs.second] = pairs.second_wins
+    losses[pairs.second, pairs.first] = pairs.first_wins
+    played = losses + losses.T
+    negative = -played
+    ones = np.ones(n)  # a product with it is quicker than a sum
+
+    def chance_and_gradient() -> tuple[FloatArray, FloatArray]:
+        chance = expit(scores[:, None] - scores)
+        surprise = losses * chance
+        # pair by pair, so that what nearly cancels does so before it is added up
+        return chance, (surprise.T - surprise) @ ones
+
+    scores = start_of_likelihood(ones @ losses, played @ ones)
+    chance, gradient = chance_and_gradient()
+    longest, iterations, converged = np.inf, 0, False
+    while iterations < _MAX_ITERATIONS:
+        iterations += 1
+        if longest > _NEAR:
+            matrix = chance * chance.T
+            matrix *= negative
+            diagonal = -(matrix @ ones)
+            matrix.flat[:: n + 1] = diagonal
+            # shifts change nothing: any stiffness along them serves
+            matrix += (diagonal @ ones) / n**2
+            factor, step, failure = dposv(matrix, gradient, lower=True)
+            if failure:
+                break
+        else:
+            step = dpotrs(factor, gradient, lower=True)[0]
+        scores += step
+        longest = max(float(step.max()), -float(step.min()))
+        if longest <= tolerance:
+            converged = True
+            break
+        chance, gradient = chance_and_gradient()
+        if longest > _SURELY_UPHILL and gradient @ step < 0.0:
+            reach = float(np.ptp(step))
+            scores -= (1.0 - np.log1p(reach) / reach) * step
+            chance, gradient = chance_and_gradient()
+    return Top(scores=scores - scores @ ones / n, iterations=iterations, converged=converged)
+
+
+def start_of_likelihood(won: FloatArray, played: FloatArray) -> FloatArray:
+    """(n_items,) scores to start from, logits: each item's against equals, half a judgment added to either side."""
+    return np.log((won + 0.5) / (played - won + 0.5))

@@ -11,7 +11,7 @@ References:
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -26,7 +26,8 @@ IntArray = NDArray[np.int64]
 _JUDGMENTS_AT_ONCE: Final = 65_536
 # So many pairs an item, if they connect everything, save looking at the others.
 _ENOUGH_PAIRS: Final = 32
-_FEW_ITEMS: Final = 64
+FEW_ITEMS: Final = 64
+"""Up to here, matrices of all pairs are quicker than lists of those judged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,9 +134,16 @@ class PairCounts:
         return self.first * self.n_items + self.second
 
     def _per_item(self, first_values: FloatArray, second_values: FloatArray) -> FloatArray:
-        sums = np.bincount(self.first, weights=first_values, minlength=self.n_items).astype(np.float64, copy=False)
-        sums += np.bincount(self.second, weights=second_values, minlength=self.n_items)
-        return sums
+        return sums_per_item(self.n_items, self.first, self.second, first_values, second_values)
+
+
+def sums_per_item(
+    n_items: int, first: IntArray, second: IntArray, first_values: FloatArray, second_values: FloatArray
+) -> FloatArray:
+    """(n_items,) what items have in all pairs; `first_values` (n_pairs,) is what `first` has in each."""
+    sums = np.bincount(first, weights=first_values, minlength=n_items).astype(np.float64, copy=False)
+    sums += np.bincount(second, weights=second_values, minlength=n_items)
+    return sums
 
 
 def count_pairs(
@@ -198,10 +206,12 @@ def _counted(n: int, winner: IntArray, loser: IntArray) -> PairCounts:
 
     For few items a matrix of all pairs is quicker.
     """
-    if n <= _FEW_ITEMS:
-        wins = np.bincount(winner * n + loser, minlength=n * n).reshape(n, n)
-        first, second = np.triu(wins + wins.T).nonzero()
-        first_wins, second_wins = wins[first, second].astype(np.float64), wins[second, first].astype(np.float64)
+    if n <= FEW_ITEMS:
+        wins = np.bincount(winner * n + loser, minlength=n * n)
+        upper, lower = _triangles(n)
+        judged = np.flatnonzero(wins[upper] + wins[lower])
+        first, second = np.divmod(upper[judged], n)
+        first_wins, second_wins = wins[upper[judged]].astype(np.float64), wins[lower[judged]].astype(np.float64)
         components = _comparison_components(n, first, second)
         return PairCounts(n, first, second, np.zeros(first.size), first_wins, second_wins, components, ordered=False)
     # 32-bit numbers sort in half the time
@@ -230,6 +240,13 @@ def _counted(n: int, winner: IntArray, loser: IntArray) -> PairCounts:
     return PairCounts(n, first, second, order, first_wins, second_wins, components, ordered=False)
 
 
+@cache
+def _triangles(n: int) -> tuple[IntArray, IntArray]:
+    """Cells of a flattened (n, n) matrix above its diagonal, in ascending order, and those opposite."""
+    row, column = np.triu_indices(n, 1)
+    return row * n + column, column * n + row
+
+
 def _multiplicities(weights: ArrayLike, length: int) -> FloatArray:
     array = np.asarray(weights)
     if array.shape != (length,) or (length and array.dtype.kind not in "iuf"):
@@ -247,7 +264,7 @@ def _component_labels(
     n_items: int, origin: IntArray, target: IntArray, connection: Literal["weak", "strong"]
 ) -> IntArray:
     """(n_items,) component labels, 0, 1, … in ascending order of each component's lowest item."""
-    if n_items <= _FEW_ITEMS:
+    if n_items <= FEW_ITEMS:
         return _closed_labels(n_items, origin, target, connection)
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
@@ -263,10 +280,13 @@ def _component_labels(
 
 def _closed_labels(n_items: int, origin: IntArray, target: IntArray, connection: Literal["weak", "strong"]) -> IntArray:
     """The same for few items, for which a sparse graph takes longer to make than the answer: by transitive closure."""
-    reach = np.eye(n_items, dtype=np.float32)
+    reach = np.zeros((n_items, n_items))
     reach[origin, target] = 1.0
+    reach.flat[:: n_items + 1] = 1.0
     if connection == "weak":
         reach[target, origin] = 1.0
+    if _first_reaches_all(reach) and (connection == "weak" or _first_reaches_all(reach.T)):
+        return np.zeros(n_items, dtype=np.int64)
     links = int(np.count_nonzero(reach))
     while links < n_items**2:
         reach = np.minimum(reach @ reach, 1.0)
@@ -274,11 +294,17 @@ def _closed_labels(n_items: int, origin: IntArray, target: IntArray, connection:
         if longer == links:
             break
         links = longer
-    else:
-        return np.zeros(n_items, dtype=np.int64)
     lowest = (reach * reach.T).argmax(axis=1)
     rank: IntArray = np.unique(lowest, return_inverse=True)[1]
     return rank
+
+
+def _first_reaches_all(reach: FloatArray) -> bool:
+    """Whether paths lead from item 0 to every item, in a matrix of ones for steps, and for staying."""
+    ways, reached = reach[0], 0
+    while (number := int(np.count_nonzero(ways))) > reached:
+        ways, reached = ways @ reach, number  # at most 64⁶⁴ ways
+    return reached == len(reach)
 
 
 def _comparison_components(n_items: int, first: IntArray, second: IntArray) -> IntArray:

@@ -43,7 +43,9 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cj_pipeline.core.bradley_terry_mode import SINGULAR, Top, start_of_likelihood
 from cj_pipeline.core.errors import InputError
+from cj_pipeline.core.pair_counts import sums_per_item
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -107,21 +109,6 @@ class Pairs(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class SparseMode:
-    """Where the (penalised) likelihood is highest.
-
-    Attributes:
-        scores: (n_items,) logits, summing to zero in every component.
-        converged: whether the last full Newton step was within the tolerance in every item.
-        iterations: Newton steps taken.
-    """
-
-    scores: FloatArray
-    converged: bool
-    iterations: int
-
-
-@dataclass(frozen=True, eq=False)
 class Variances:
     """Diagonal of Q, the inverse information centred within components.
 
@@ -139,8 +126,8 @@ class Variances:
     probes: int
 
 
-def find_sparse_mode(pairs: Pairs, precision: float, tolerance: float) -> SparseMode:
-    """Maximise log likelihood - precision·|scores|²/2 by inexact, damped Newton steps from zero.
+def find_sparse_mode(pairs: Pairs, precision: float, tolerance: float) -> Top:
+    """Maximise log likelihood - precision·|scores|²/2 by inexact, damped Newton steps.
 
     Converged when the last full step, solved to 1 % in the norm of H, is at most `tolerance` (logits) in every item.
     With precision 0 a finite maximum must exist (a strongly connected win graph).
@@ -149,7 +136,7 @@ def find_sparse_mode(pairs: Pairs, precision: float, tolerance: float) -> Sparse
         InputError: weights differ by so many orders of magnitude that an item's information vanishes.
     """
     likelihood = _Likelihood(pairs, precision)
-    scores: FloatArray = np.zeros(pairs.n_items)
+    scores = likelihood.start()
     gradient, information = likelihood.derivatives(scores)
     solver = _Solver(pairs)
     iterations, stalled, converged = 0, 0, False
@@ -180,7 +167,7 @@ def find_sparse_mode(pairs: Pairs, precision: float, tolerance: float) -> Sparse
             trial = scores + np.log1p(widest) / widest * step
             trial_gradient, trial_information = likelihood.derivatives(trial)
         scores, gradient, information = trial, trial_gradient, trial_information
-    return SparseMode(_centred(scores, pairs.components), converged, iterations)
+    return Top(scores=_centred(scores, pairs.components), iterations=iterations, converged=converged)
 
 
 def sparse_variances(pairs: Pairs, scores: FloatArray, precision: float, *, exact: bool = False) -> Variances:
@@ -256,6 +243,13 @@ class _Likelihood:
         self._weights = _Upper.of(self._weight, columns, rows)
         self._surpluses = _Upper.of(self._surplus, columns, rows)
 
+    def start(self) -> FloatArray:
+        """(n_items,) scores to start from, summing to zero in every component."""
+        pairs = self._pairs
+        won = sums_per_item(pairs.n_items, pairs.first, pairs.second, pairs.first_wins, pairs.second_wins)
+        played = sums_per_item(pairs.n_items, pairs.first, pairs.second, self._played, self._played)
+        return _centred(start_of_likelihood(won, played), pairs.components)
+
     def derivatives(self, scores: FloatArray) -> "tuple[FloatArray, _SparseInformation]":
         """(n_items,) gradient, centred within components, and the information at `scores`, until the next call."""
         pairs, weight, surplus = self._pairs, self._weight, self._surplus
@@ -273,10 +267,7 @@ class _Likelihood:
         gradient = self._surpluses.rows @ ones - self._surpluses.columns @ ones - self._precision * scores
         diagonal = self._weights.rows @ ones + self._weights.columns @ ones + self._precision
         if not (diagonal > 0.0).all() and diagonal[np.bincount(pairs.components)[pairs.components] > 1].min() <= 0.0:
-            raise InputError(
-                "the information matrix is singular to working precision: weights differ by too many orders of "
-                "magnitude. Rescale or drop the extreme ones"
-            )
+            raise InputError(SINGULAR)
         information = _SparseInformation(self._weights, diagonal, pairs.components, self._precision)
         return _centred(gradient, pairs.components), information
 

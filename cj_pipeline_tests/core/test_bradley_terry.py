@@ -21,17 +21,22 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.stats import multivariate_t, norm
 
+from cj_pipeline.core import bradley_terry_mode, sparse_bradley_terry
 from cj_pipeline.core.bradley_terry import (
     compute_bt_scores_and_se,
     fit_bradley_terry,
     log_marginal_likelihood,
     max_score_change,
 )
+from cj_pipeline.core.bradley_terry_mode import find_mode, maximise_likelihood_of_few
 from cj_pipeline.core.diagnostics import bt_se_summary
 from cj_pipeline.core.errors import DisconnectedError, InputError, SeparationError
 from cj_pipeline.core.judgment_table import judgment_table
 from cj_pipeline.core.models import Comparison, ComparisonStatus, PairMode, Winner
+from cj_pipeline.core.pair_counts import count_pairs
 from cj_pipeline.core.posterior import draw_posterior
+from cj_pipeline.core.score_prior import IndependentPrior
+from cj_pipeline.core.sparse_bradley_terry import find_sparse_mode
 
 # rows beat columns: Milwaukee, Detroit, Toronto, New York, Boston, Cleveland, Baltimore
 BASEBALL = np.array(
@@ -151,22 +156,75 @@ def test_a_long_chain_converges_to_the_exact_sum_of_its_log_odds():
     assert fit.standard_error_of_contrast(0, n - 1) == pytest.approx(np.sqrt((n - 1) * (1 / 3 + 1 / 2)), rel=1e-9)
 
 
-def test_newton_is_damped_where_its_full_steps_would_diverge():
-    # found by search among lopsided tables: full steps from zero run away on this one
-    wins = np.array(
-        [
-            [0, 12, 8, 3, 126914],
-            [37, 0, 271, 1, 0],
-            [296247, 62, 0, 150803, 11169],
-            [1, 0, 3, 0, 130],
-            [0, 8, 60, 310, 0],
-        ]
-    )
+RUNS_AWAY_FROM_ZERO = np.array(
+    [
+        [0, 12, 8, 3, 126914],
+        [37, 0, 271, 1, 0],
+        [296247, 62, 0, 150803, 11169],
+        [1, 0, 3, 0, 130],
+        [0, 8, 60, 310, 0],
+    ]
+)
+RUNS_AWAY_FROM_WIN_RATES = np.array(
+    [
+        [0, 1, 356, 5264, 0],
+        [0, 0, 35186, 965, 0],
+        [51846, 0, 0, 18487, 0],
+        [5, 0, 366897, 0, 1],
+        [1, 771206, 553683, 8, 0],
+    ]
+)
+SINGULAR_AT_THE_START = np.array([[0, 1, 7984, 0], [61299, 0, 1, 0], [581, 2, 0, 1], [1, 29, 0, 0]])
+
+
+def assert_expected_wins_are_those_there_were(wins, fit):
+    """The likelihood equations (Ford 1957)."""
+    expected = ((wins + wins.T) / (1 + np.exp(fit.scores[None, :] - fit.scores[:, None]))).sum(axis=1)
+    np.testing.assert_allclose(expected, wins.sum(axis=1), rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("wins", "top"),
+    [
+        (RUNS_AWAY_FROM_ZERO, lambda pairs: find_mode(pairs, IndependentPrior(None), np.zeros(5), 0.0, 1e-9)),
+        (RUNS_AWAY_FROM_WIN_RATES, lambda pairs: maximise_likelihood_of_few(pairs, 1e-9)),
+        (RUNS_AWAY_FROM_WIN_RATES, lambda pairs: find_sparse_mode(pairs, 0.0, 1e-9)),
+    ],
+    ids=["dense", "few", "sparse"],
+)
+def test_newton_is_damped_where_its_full_steps_would_diverge(wins, top, monkeypatch):
+    """Tables found by search among lopsided ones."""
+    pairs = count_pairs(*np.nonzero(wins), 5, wins[wins > 0], None)
+    found = top(pairs)
+    assert found.converged
+    assert_expected_wins_are_those_there_were(wins, found)
+    monkeypatch.setattr(bradley_terry_mode, "_SURELY_UPHILL", np.inf)
+    monkeypatch.setattr(sparse_bradley_terry, "_SAFE_RANGE", np.inf)
+    with np.errstate(all="ignore"):
+        try:
+            assert not top(pairs).converged
+        except InputError as undamped:
+            assert "singular" in str(undamped)
+
+
+def test_few_items_are_fitted_where_the_information_at_the_start_is_singular_to_working_precision():
+    pairs = count_pairs(*np.nonzero(SINGULAR_AT_THE_START), 4, SINGULAR_AT_THE_START[SINGULAR_AT_THE_START > 0], None)
+    assert not maximise_likelihood_of_few(pairs, 1e-9).converged
+    fit = from_matrix(SINGULAR_AT_THE_START, prior_sd=None)
+    assert fit.converged
+    assert_expected_wins_are_those_there_were(SINGULAR_AT_THE_START, fit)
+
+
+@settings(deadline=None)
+@given(n=st.integers(3, 9), seed=st.integers(0, 2**32), orders_of_magnitude=st.floats(0.0, 5.0))
+def test_however_lopsided_a_table_is_expected_wins_are_those_there_were(n, seed, orders_of_magnitude):
+    rng = np.random.default_rng(seed)
+    wins = np.rint(10 ** rng.uniform(0, orders_of_magnitude, (n, n)) * (rng.random((n, n)) < 0.7)).astype(int)
+    np.fill_diagonal(wins, 0)
+    wins[np.arange(n), (np.arange(n) + 1) % n] += 1
     fit = from_matrix(wins, prior_sd=None)
     assert fit.converged
-    # the likelihood equations (Ford 1957): every item is expected to win as often as it did
-    expected = ((wins + wins.T) / (1 + np.exp(fit.scores[None, :] - fit.scores[:, None]))).sum(axis=1)
-    np.testing.assert_allclose(expected, wins.sum(axis=1), rtol=1e-9)
+    assert_expected_wins_are_those_there_were(wins, fit)
 
 
 def test_maximum_likelihood_covariance_is_the_pseudo_inverse_of_the_numerical_hessian():
@@ -430,6 +488,17 @@ def test_integrated_moments_are_those_of_gibbs_draws_of_scores_and_width():
     np.testing.assert_allclose(np.sqrt(np.diag(covariance)), np.sqrt(np.diag(exact)), rtol=0.08)
     for worse in (fit.covariance(), fit.posterior_moments()[1]):
         assert np.linalg.norm(covariance - exact) < np.linalg.norm(worse - exact)
+
+
+def test_widened_moments_have_the_precision_that_judgments_gave_and_that_of_a_wider_prior():
+    winners, losers = random_judgments(9, 60, 5, sd=2.0)
+    fit = fit_bradley_terry(winners, losers, 9, winner_first=np.arange(60) % 3 == 0)
+    (means, covariance), (same, wider) = fit.integrated_moments(), fit.integrated_moments(widened=2.0)
+    np.testing.assert_array_equal(means, same)
+    spread = covariance - fit.posterior_moments()[1]
+    # judgments and centring see differences only, so all commute with the centring matrix
+    gained = np.linalg.pinv(covariance - spread, rtol=1e-9) - np.linalg.pinv(wider - spread, rtol=1e-9)
+    np.testing.assert_allclose(gained, 0.75 / fit.prior_sd**2 * (np.eye(9) - 1 / 9), atol=1e-9)
 
 
 def test_maximum_likelihood_has_no_posterior_moments():
