@@ -46,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cj_pipeline.core.anchor_bank import NightScores, estimate_bank
 from cj_pipeline.core.bradley_terry import BradleyTerryFit, fit_bradley_terry
-from cj_pipeline.core.designs import DENSE_UP_TO_ESSAYS, WaveRequest, plan_next_wave
+from cj_pipeline.core.designs import COVARIANCE_UP_TO_ESSAYS, WaveRequest, plan_next_wave
 from cj_pipeline.core.grade_scale import GradeScale
 from cj_pipeline.core.grades import basis_of_grades, project_grades
 from cj_pipeline.core.models import Comparison, ComparisonStatus, PairDesign, PairMode, Winner
@@ -221,7 +221,7 @@ def simulate(task: Task) -> np.ndarray:
     errors = np.full((3, len(CHECKPOINTS)), np.nan)
     ids = [name(i) for i in range(n)]
     # designs that go by a covariance make their own fit of up to that many essays, and the random ones need none
-    reads_scores = task.design == "coverage" or n > DENSE_UP_TO_ESSAYS
+    reads_scores = task.design == "coverage" or n > COVARIANCE_UP_TO_ESSAYS
     tree_chance = np.random.default_rng([task.seed, task.replication, 8])
     wave = 0
     for place, checkpoint in enumerate(CHECKPOINTS):

@@ -5,13 +5,13 @@ wave loop calls. Not here: the matchings of the coverage design and the size of 
 adaptive and calibrated designs read (`bradley_terry`), where known positions come from (`anchor_bank`), and when to
 plan or stop (`completion`).
 
-What every design keeps. A plan has as many pairs as were asked for (only `coverage` may be shorter, see `pairing`).
-It is a function of its request alone: ties and chance come from a hash of (seed, batch, wave), whatever the order of
+What every design keeps. A plan has as many pairs as were asked for (only `coverage` may be shorter, see `pairing`). It
+is a function of its request alone: ties and chance come from a hash of (seed, batch, wave), whatever the order of
 essays and history. The order in which a pair is read is decided when it is chosen: of two essays the one with the
 higher skew (A - B over history and plan so far) is read as B, and a pair whose skews have the same sign, neither zero,
 is not eligible; so |skew| <= 1 after every comparison. Skews sum to zero, so some pair is always eligible. Failed
-comparisons count for positions and exposure, but not as seen. Essays that withdrawn comparisons left at |skew| > 1
-are compared first.
+comparisons count for positions and exposure, but not as seen. Essays that withdrawn comparisons left at |skew| > 1 are
+compared first.
 
 - `random`: every pair is drawn uniformly among the eligible ones whose reading order has not been seen.
 - `balanced`: random rounds. In a round, the essays with fewest comparisons are paired with each other at random, each
@@ -21,42 +21,19 @@ are compared first.
 - `calibrated`: from the first comparison the pair that tells most about where essays stand on the scale of the anchor
   bank, whose anchors have a place before anything is judged. A pair is repeated as under `adaptive`.
 
-What a judgment tells. Let V be the posterior covariance of the scores, x = e_i - e_j, and w the information that one
-judgment of the pair is expected to have about its difference. The judgment takes V to V - V x xᵀ V w / (1 + w s²), with
-s² = xᵀVx the variance of the difference (Sherman & Morrison 1950). Where no essay has a grade, scores are what is asked
-for, and the judgment is worth the expected fall of their summed variances, which is that of the squared error
-(A-optimality; Chaloner & Verdinelli 1995):
+What a judgment is worth, in a covariance of the scores that is brought up to date after each pair, so that the pairs of
+a wave complement each other, is in `judgment_worth`: for `adaptive`, without anchors of several grades, the fall of the
+scores' summed variances, and with them that of the grades' expected RPS. Covariance and means are those of expectation
+propagation, the uncertainty of the prior's width included, and the prior widened (`WIDENED`): without that, pairs of
+neighbours look best throughout, and the stretch of the scale is left to the prior. For `calibrated` it is the fall of
+the summed variances of all essays that the bank has not placed, in the bank frame, at the mode and the fitted width.
+Because the level of the others is free, these are the variances of contrasts: an essay minus the weighted mean of the
+known anchors, which no comparison moves.
 
-    fall(i, j) = w Σ_k (V x)_k² / (1 + w s²)      k over all essays, scores centred
-
-Where some are anchors, grades are asked for, which lie in differences of neighbours on the scale, and the judgment is
-worth the fall of the entropy of the Gaussian posterior (Lindley 1956; D-optimality), to which every direction counts
-by the share of its variance that goes:
-
-    gain(i, j) = ½ log(1 + w s²)
-
-V and the means that differences are taken from are those of expectation propagation, the uncertainty of the prior's
-width included: without it, pairs of neighbours look best throughout, and the stretch of the scale is left to the prior.
-(In the bank frame known anchors set the stretch; there V is that of the mode at the fitted width.)
-V is brought up to date after each pair, so that the pairs of a wave complement each other. w is E[p(1-p)] with
-p = logistic(d) and d ~ N(m, s²), m the difference of the means: MacKay's (1992) approximation of the logistic
-integral, differentiated, gives w = κ p̃(1-p̃) with p̃ = logistic(κ m) and κ = 1/√(1 + πs²/8).
-
-With anchors in the bank, what decides is each other essay's place on the bank's scale. V is then the covariance of the
-bank frame, with known anchors under their full prior, and the sum goes over all other essays. Because the level of the
-others is free, these are the variances of contrasts: an essay minus the weighted mean of the known anchors, which no
-comparison moves.
-
-Beyond `DENSE_UP_TO_ESSAYS` no covariance is computed: scores are taken as independent with their standard errors,
-essays within `REACH` in score are candidates, and all candidates are weighed once per block, a block being a matching.
-
-References:
-    Chaloner, K. & Verdinelli, I. (1995). Bayesian experimental design: a review. Statistical Science 10, 273-304.
-    Lindley, D. V. (1956). On a measure of the information provided by an experiment. Annals of Mathematical Statistics
-        27, 986-1005.
-    MacKay, D. J. C. (1992). The evidence framework applied to classification networks. Neural Computation 4, 720-736.
-    Sherman, J. & Morrison, W. J. (1950). Adjustment of an inverse matrix corresponding to a change in one element of a
-        given matrix. Annals of Mathematical Statistics 21, 124-127.
+Beyond `ONE_BY_ONE_UP_TO_ESSAYS` pairs come in blocks: all pairs are weighed once, a greedy pass takes the best pair
+whose essays are in none yet, and the covariance learns from the block as a whole. There `adaptive` goes by the scores,
+with anchors, too. Beyond `COVARIANCE_UP_TO_ESSAYS` no covariance is computed: scores are taken as independent with
+their standard errors, essays within `REACH` in score are candidates, and all candidates are weighed once per block.
 """
 
 import hashlib
@@ -72,6 +49,13 @@ from numpy.typing import NDArray
 
 from cj_pipeline.core.bradley_terry import BradleyTerryFit, fit_bradley_terry
 from cj_pipeline.core.errors import PlanningError
+from cj_pipeline.core.judgment_worth import (
+    expected_fall,
+    expected_information,
+    grade_boundaries,
+    importance_for_grades,
+    learn,
+)
 from cj_pipeline.core.models import Comparison, ComparisonStatus, PairDesign, PairMode, PlannedPair, Winner
 from cj_pipeline.core.pairing import SEEN, check_wave_request, plan_single_wave, plan_wave
 from cj_pipeline.core.score_prior import KnownItems
@@ -81,11 +65,27 @@ OPENING: Final = 6
 
 OPENING_WITH_ANCHORS: Final = 4
 
-DENSE_UP_TO_ESSAYS: Final = 300
+ONE_BY_ONE_UP_TO_ESSAYS: Final = 100
+"""Up to here pairs are chosen one by one; beyond, in blocks, each weighed once."""
+
+BLUR: Final = 0.4
+"""Steps from grade to grade: within this of a boundary an essay's place matters, however well it is known."""
+
+WIDENED: Final = 2.0
+"""How many times as wide as fitted the prior is taken to be, so that judgments are asked for the stretch and the shape
+of the whole scale, and not the prior: scores need not be spread normally."""
+
+LOOKED_AT: Final = 40
+"""Pairs an essay that are candidates for a block."""
+
+LEAST_SHARE: Final = 1e-3
+"""A block has no pair that is worth less than this share of its best, such as two anchors that are known anyway."""
+
+COVARIANCE_UP_TO_ESSAYS: Final = 3_000
 """Up to here every pair is weighed against the full covariance; beyond, neighbours in score against standard errors."""
 
 CANDIDATES: Final = 8
-"""Beyond `DENSE_UP_TO_ESSAYS`: how many essays at most `REACH` higher in score are candidates for each."""
+"""Beyond `COVARIANCE_UP_TO_ESSAYS`: how many essays at most `REACH` higher in score are candidates for each."""
 
 REACH: Final = 1.0
 """Logits. Within it a judgment tells nearly as much as between equals, and links are not only between neighbours."""
@@ -115,8 +115,9 @@ class WaveRequest:
         size: comparisons to plan, >= 1.
         scores: logits, of the wave before. Empty: nothing is known. An essay without one has 0.
         ses: their standard errors, logits, possibly infinite. An essay without one has the largest of the others'.
-        fit: of all that was judged so far, prior width and order effect fitted, items being the ascending essay ids.
-            Only the adaptive design reads it. None: it makes one where it needs it.
+        fit: of all that was judged so far, prior width and order effect fitted, items being the ascending essay ids,
+            and with `known` where the design is the calibrated one. Only the adaptive and the calibrated design read
+            it. None: they make one where they need it.
         seed, batch_id, wave: decide chance and ties, and nothing else.
         mode: what the wave is for; only the coverage design reads it.
         small_net: whether the batch stops after its resampling passes; it is then planned by the coverage design.
@@ -262,7 +263,7 @@ class AdaptiveDesign:
         opening = math.ceil(rounds * wave.n / 2) - wave.seen_comparisons
         _add_balanced(wave, wave.room if not request.scores else min(wave.room, max(0, opening)))
         if wave.room:
-            choose = _add_by_covariance if wave.n <= DENSE_UP_TO_ESSAYS else _add_by_neighbours
+            choose = _add_by_covariance if wave.n <= COVARIANCE_UP_TO_ESSAYS else _add_by_neighbours
             choose(wave, request)
         # every pair has been seen in both orders
         _add_balanced(wave, wave.room)
@@ -282,7 +283,7 @@ class CalibratedDesign:
             )
         wave = _Wave(request)
         _repair(wave)
-        if wave.n <= DENSE_UP_TO_ESSAYS:
+        if wave.n <= COVARIANCE_UP_TO_ESSAYS:
             _add_by_places(wave, request, request.known)
         elif request.scores:
             _add_by_neighbours(wave, request)
@@ -469,84 +470,44 @@ def _avoid_repeat(wave: _Wave, pairs: list[tuple[int, int]], place: int) -> None
 # -- adaptive choice -------------------------------------------------------------------------------------------
 
 
-def expected_information(difference: FloatArray, variance: FloatArray) -> FloatArray:
-    """E[p(1-p)] of one judgment whose difference in scores is N(difference, variance), approximately.
-
-    Args:
-        difference: any shape, logits.
-        variance: the same shape, logits².
-
-    Returns:
-        The same shape, in (0, 1/4].
-    """
-    shrink = 1.0 / np.sqrt(1.0 + np.pi * np.maximum(variance, 0.0) / 8.0)
-    odds = np.exp(-np.abs(shrink * difference))
-    return shrink * odds / (1.0 + odds) ** 2
-
-
-def expected_gain(difference: FloatArray, variance: FloatArray) -> FloatArray:
-    """What one judgment is expected to tell, ½ log(1 + w s²), in nats.
-
-    Args:
-        difference: any shape, logits; the expected difference of the two scores.
-        variance: the same shape, logits²; the variance of that difference.
-    """
-    gain: FloatArray = 0.5 * np.log1p(expected_information(difference, variance) * variance)
-    return gain
-
-
-def expected_fall(difference: FloatArray, covariance: FloatArray, targets: IntArray) -> FloatArray:
-    """By how much one judgment of each pair is expected to lower the summed variance of some items, logits².
-
-    Args:
-        difference: (n, n) logits; the expected difference of the two scores.
-        covariance: (n, n) logits², of the scores.
-        targets: (k,) items whose variances count.
-
-    Returns:
-        (n, n) w Σ_k (V x)_k² / (1 + w s²), symmetric.
-    """
-    variance = _of_differences(covariance)
-    weight = expected_information(difference, variance)
-    rows = covariance[targets]
-    fall: FloatArray = weight * _of_differences(rows.T @ rows) / (1.0 + weight * variance)
-    return fall
-
-
 def _add_by_covariance(wave: _Wave, request: WaveRequest) -> None:
-    """Add pairs by what they tell about all scores, or with anchors about all differences, until none may be chosen."""
-    means, covariance = (request.fit or _fit(wave, request, None)).integrated_moments()
-    everyone = np.arange(wave.n)
+    """Add pairs by what they tell about all scores, or with anchors about grades, until none may be chosen."""
+    means, covariance = _fit(wave, request, None).integrated_moments(widened=WIDENED)
+    grades = {item: request.anchor_grades[name] for item, name in enumerate(wave.ids) if name in request.anchor_grades}
+    students = np.setdiff1d(np.arange(wave.n), list(grades))
+    boundaries, step = grade_boundaries(means, grades)
 
     def worth(difference: FloatArray, covariance: FloatArray) -> FloatArray:
-        if request.anchor_grades:
-            return expected_gain(difference, _of_differences(covariance))
-        return expected_fall(difference, covariance, everyone)
+        importance = None
+        if step > 0.0 and students.size and wave.n <= ONE_BY_ONE_UP_TO_ESSAYS:
+            importance = importance_for_grades(means, covariance, students, boundaries, BLUR * step)
+        return expected_fall(difference, covariance, importance)
 
-    _add_greedily(wave, means, covariance, worth)
+    _add_best(wave, means, covariance, worth)
 
 
 def _add_by_places(wave: _Wave, request: WaveRequest, known: KnownItems) -> None:
     """Add pairs by what they tell about places on the bank's scale, until none may be chosen."""
     fit = _fit(wave, request, known)
-    others = np.setdiff1d(np.arange(wave.n), known.items)
+    importance = np.eye(wave.n)
     # with every essay in the bank, it is their places that remain
-    targets = others if others.size else np.arange(wave.n)
-    _add_greedily(
+    if known.items.size < wave.n:
+        importance[known.items, known.items] = 0.0
+    _add_best(
         wave,
         fit.scores,
         fit.bank_covariance_at_width().copy(),
-        lambda difference, covariance: expected_fall(difference, covariance, targets),
+        lambda difference, covariance: expected_fall(difference, covariance, importance),
     )
 
 
-def _add_greedily(
+def _add_best(
     wave: _Wave,
     scores: FloatArray,
     covariance: FloatArray,
     worth: Callable[[FloatArray, FloatArray], FloatArray],
 ) -> None:
-    """Add the best pair after another, the covariance brought up to date after each, until none may be chosen.
+    """Add the best pairs, one by one or in blocks, the covariance brought up to date in between, until none is left.
 
     Args:
         wave: the wave in the making.
@@ -560,22 +521,59 @@ def _add_greedily(
     seen: BoolArray = np.zeros((wave.n, wave.n), dtype=np.bool_)
     for pair, times in wave.seen.items():
         seen[pair] = times > 0
-    for planned in wave.pairs:  # what was left of the opening
-        _learn(covariance, difference, index[planned.essay_a], index[planned.essay_b])
+    choose = _best_pair if wave.n <= ONE_BY_ONE_UP_TO_ESSAYS else _best_matching
+    # what was left of the opening
+    added = [(index[planned.essay_a], index[planned.essay_b]) for planned in wave.pairs]
     while wave.room:
+        learn(covariance, difference, added)
         gain = np.where(_choosable(wave, seen), worth(difference, covariance), -np.inf)
-        best = float(gain.max())
-        if best == -np.inf:
+        added = [wave.add(i, j) for i, j in choose(gain, rank, wave.room)]
+        if not added:
             return
-        ties = np.argwhere(np.triu(gain >= best - GAIN_TOLERANCE * abs(best), 1))
-        first = int(np.lexsort(np.sort(rank[ties], axis=1).T)[0])
-        i, j = wave.add(int(ties[first, 0]), int(ties[first, 1]))
-        seen[i, j] = True
-        _learn(covariance, difference, i, j)
+        for pair in added:
+            seen[pair] = True
+
+
+def _best_pair(gain: FloatArray, rank: IntArray, room: int) -> list[tuple[int, int]]:
+    """The pair of the highest gain, as a list; empty if none may be chosen."""
+    best = float(gain.max())
+    if best == -np.inf:
+        return []
+    ties = np.argwhere(np.triu(gain >= best - GAIN_TOLERANCE * abs(best), 1))
+    first = int(np.lexsort(np.sort(rank[ties], axis=1).T)[0])
+    return [(int(ties[first, 0]), int(ties[first, 1]))]
+
+
+def _best_matching(gain: FloatArray, rank: IntArray, room: int) -> list[tuple[int, int]]:
+    """At most `room` pairs, no essay in two of them: what a greedy pass over the best pairs finds, the best first.
+
+    It looks at `LOOKED_AT` pairs an essay, so some essays may be left out.
+    """
+    n = len(rank)
+    worthwhile = max(LEAST_SHARE * float(gain.max()), np.finfo(np.float64).tiny)
+    cells = np.flatnonzero(np.triu(gain >= worthwhile, 1))
+    gains = gain.ravel()[cells]
+    if gains.size > LOOKED_AT * n:
+        best = np.argpartition(-gains, LOOKED_AT * n)[: LOOKED_AT * n]
+        cells, gains = cells[best], gains[best]
+    row, column = np.divmod(cells, n)
+    low, high = np.minimum(rank[row], rank[column]), np.maximum(rank[row], rank[column])
+    # equal but for rounding: chance decides
+    steps = np.rint(gains / (GAIN_TOLERANCE * gains.max(initial=worthwhile)))
+    free = np.ones(n, dtype=np.bool_)
+    pairs: list[tuple[int, int]] = []
+    for at in np.lexsort((high, low, -steps)).tolist():
+        i, j = int(row[at]), int(column[at])
+        if free[i] and free[j] and len(pairs) < room:
+            free[i] = free[j] = False
+            pairs.append((i, j))
+    return pairs
 
 
 def _fit(wave: _Wave, request: WaveRequest, known: KnownItems | None) -> BradleyTerryFit:
-    """The fit of what was judged so far, with the order effect as in any score."""
+    """The fit of what was judged so far, with the order effect as in any score: the request's, if it is such a one."""
+    if request.fit is not None and (request.fit.bank_scores is None) == (known is None):
+        return request.fit
     index = {essay: i for i, essay in enumerate(wave.ids)}
     judged = sorted((c for c in request.history if c.winner_id and c.loser_id), key=lambda c: c.comparison_id)
     winners = np.array([index[c.winner_id or ""] for c in judged], dtype=np.int64)
@@ -615,7 +613,8 @@ def _candidates(wave: _Wave, scores: FloatArray, variances: FloatArray) -> list[
     higher[:, 0] = np.arange(wave.n) + 1
     lower, column = np.nonzero(higher < wave.n)
     i, j = order[lower], order[higher[lower, column]]
-    gain = expected_gain(scores[i] - scores[j], variances[i] + variances[j])
+    variance = variances[i] + variances[j]
+    gain = expected_information(scores[i] - scores[j], variance) * variance
     best = np.argsort(-gain, kind="stable")
     return list(zip(i[best].tolist(), j[best].tolist(), strict=True))
 
@@ -640,18 +639,3 @@ def _choosable(wave: _Wave, seen: BoolArray) -> BoolArray:
     allowed: BoolArray = (skew[:, None] * skew[None, :] <= 0) & ~read_before
     np.fill_diagonal(allowed, False)
     return allowed
-
-
-def _of_differences(matrix: FloatArray) -> FloatArray:
-    """(n, n) xᵀ matrix x for every x = e_i - e_j."""
-    diagonal = np.diag(matrix)
-    result: FloatArray = diagonal[:, None] + diagonal[None, :] - 2.0 * matrix
-    return result
-
-
-def _learn(covariance: FloatArray, difference: FloatArray, i: int, j: int) -> None:
-    """Bring the covariance up to date, in place, for one judgment of the pair (Sherman & Morrison 1950)."""
-    column = covariance[:, i] - covariance[:, j]
-    variance = column[i] - column[j]
-    weight = float(expected_information(difference[i, j], variance))
-    covariance -= weight / (1.0 + weight * variance) * np.outer(column, column)

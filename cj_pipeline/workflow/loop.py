@@ -19,7 +19,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, Final
 
-from cj_pipeline.core.bradley_terry import BTScoringResult, compute_bt_scores_and_se, max_score_change
+from cj_pipeline.core.bradley_terry import BradleyTerryFit, BTScoringResult, compute_bt_scores_and_se, max_score_change
 from cj_pipeline.core.completion import Decision, decide, is_small_net
 from cj_pipeline.core.designs import WaveRequest, plan_next_wave, plan_whole_budget
 from cj_pipeline.core.diagnostics import bt_quality_flags
@@ -232,6 +232,8 @@ class _WaveLoop:
         self.events: queue.SimpleQueue[Progress | WaveReport | None] = queue.SimpleQueue()
         self._batch: BatchRecord = ledger.batch(lease.batch_id)
         self._tunables = BatchTunables.model_validate(self._batch.settings)
+        self._fit: BradleyTerryFit | None = None
+        self._fitted_wave = 0
         self._precision = [
             WavePrecision.model_validate(measured) for measured in self._batch.processing_metadata.get("precision", [])
         ]
@@ -348,6 +350,7 @@ class _WaveLoop:
             mode=mode,
             scores=(scored.scores if scored else None) or {},
             ses=(scored.ses if scored else None) or {},
+            fit=self._fit if scored and self._fitted_wave == scored.wave else None,
         )
         pairs = plan_next_wave(self._tunables.pair_design, request)
         return WavePlan(number, mode, size.cut_by_budget, tuple(pairs))
@@ -471,6 +474,8 @@ class _WaveLoop:
             anchor_ids=[essay_id for essay_id, essay in self._essays.items() if essay.is_anchor],
             known=self._known,
         )
+        # what planning would otherwise have to fit again
+        self._fit, self._fitted_wave = scoring.fit, waves[-1].wave
         previous = next((wave.scores for wave in reversed(waves[:-1]) if wave.scores is not None), None)
         change = max_score_change(previous, scoring.scores)
         wave = waves[-1]
