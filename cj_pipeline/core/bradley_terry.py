@@ -204,14 +204,16 @@ class BradleyTerryFit:
         that posterior is added; where next to nothing is known of the width, the variance is larger still.
 
         Args:
-            widened: the covariance is what it would be if the independent prior were so many times as wide and the
-                judgments told as much as they do; means stay. Not looked at with known items.
+            widened: at least 1; the covariance at `prior_sd` is what it would be if the prior were so many times as
+                wide and the judgments told as much as they do. Means and spread stay.
 
         Raises:
-            InputError: see `posterior_moments`.
+            InputError: see `posterior_moments`; `widened` below 1, or known items, whose prior is not widened.
         """
         means, covariance = self.posterior_moments()
-        if widened != 1.0 and self.bank_scores is None and self.prior_sd is not None:
+        if widened != 1.0 and self.prior_sd is not None:
+            if not widened >= 1.0 or self.bank_scores is not None:
+                raise InputError("a prior can be widened by a factor of at least 1, and only without known items")
             covariance = self._covariance_under(IndependentPrior(widened * self.prior_sd))
         if self.posterior_means is not None:
             means = self.posterior_means
@@ -346,7 +348,7 @@ class BradleyTerryFit:
         return propagate(self.pairs, self.prior)
 
     def _covariance_under(self, prior: ScorePrior) -> FloatArray:
-        """Centred, of what judgments tell under this fit's prior, and another prior."""
+        """Centred; the judgments' precisions as found under this fit's prior, combined with another prior."""
         return _centred(Information.of_weights(self.pairs, self._propagated.sites.precisions, prior).inverse())
 
     @cached_property

@@ -249,7 +249,8 @@ def maximise_likelihood_of_few(pairs: PairCounts, tolerance: float) -> Top:
         tolerance: logits; how long the last step may be.
 
     Returns:
-        Not converged where the information is singular to working precision; `find_mode` starts where it is flatter.
+        Not converged where the information is singular to working precision. At zero, where `find_mode` starts, it is
+        not.
     """
     from scipy.linalg.lapack import dposv, dpotrs
     from scipy.special import expit
@@ -300,4 +301,5 @@ def maximise_likelihood_of_few(pairs: PairCounts, tolerance: float) -> Top:
 
 def start_of_likelihood(won: FloatArray, played: FloatArray) -> FloatArray:
     """(n_items,) scores to start from, logits: each item's against equals, half a judgment added to either side."""
-    return np.log((won + 0.5) / (played - won + 0.5))
+    # of huge weights the losses may come out below zero
+    return np.log((won + 0.5) / (np.maximum(played - won, 0.0) + 0.5))

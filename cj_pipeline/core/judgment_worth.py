@@ -15,7 +15,7 @@ squared error (A-optimality; Chaloner & Verdinelli 1995):
 
     fall(i, j) = w Σ_k (V x)_k² / (1 + w s²)
 
-Where grades are asked for: let F be the probability that student k is below boundary b. The grades' expected ranked
+Where grades are asked for: let F be the probability that student k is above boundary b. The grades' expected ranked
 probability score (RPS; Epstein 1969) is the sum of F(1 - F) over students and boundaries. With m the expected distance
 of k from b and v its variance, F = Φ(m/√v) in the Gaussian posterior, and a judgment that takes Δ from v is expected to
 take φ(m/√v)² Δ/v from F(1 - F), to first order in Δ: afterwards E[F²] = Φ₂(m/√v, m/√v; Δ/v), the bivariate normal
@@ -23,7 +23,8 @@ distribution function, whose derivative in the correlation is φ² at zero (Plac
 
     fall(i, j) = w Σ_kb (exp(-m²/v) / 2πv) (cᵀV x)² / (1 + w s²)      c = e_k - b
 
-A boundary is the middle between neighbouring grades' centres, which are the means of their anchors' scores.
+A boundary is the middle between neighbouring grades' centres, which are the means of their anchors' scores; which
+grades are neighbours, these means say. Where boundaries are taken to be blurred, v has the blur's variance besides.
 
 References:
     Chaloner, K. & Verdinelli, I. (1995). Bayesian experimental design: a review. Statistical Science 10, 273-304.
@@ -110,11 +111,11 @@ def importance_for_grades(
         covariance: (n, n) logits².
         students: items that are to be graded.
         boundaries: (k, n) see `grade_boundaries`.
-        blur: logits; the standard deviation that distances have beside what is not known of the scores.
+        blur: logits; the standard deviation of boundaries beside what is not known of the scores.
 
     Returns:
         (n, n) positive semidefinite, logits⁻². With `expected_fall` it gives, to first order, the expected fall of
-        Σ F(1 - F), the students' expected RPS.
+        Σ F(1 - F), the students' expected RPS at boundaries so blurred.
     """
     across = boundaries @ covariance
     variance = np.diag(covariance)[students, None] - 2.0 * across.T[students] + (across * boundaries).sum(axis=1)

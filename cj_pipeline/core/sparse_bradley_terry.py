@@ -36,6 +36,7 @@ References:
         Mathematical Programming 178, 145-213.
 """
 
+import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, Protocol
@@ -129,14 +130,24 @@ class Variances:
 def find_sparse_mode(pairs: Pairs, precision: float, tolerance: float) -> Top:
     """Maximise log likelihood - precision·|scores|²/2 by inexact, damped Newton steps.
 
-    Converged when the last full step, solved to 1 % in the norm of H, is at most `tolerance` (logits) in every item.
+    Without a prior they start from each item's wins; from zero, where no weight vanishes, if that fails. Converged when
+    the last full step, solved to 1 % in the norm of H, is at most `tolerance` (logits) in every item.
     With precision 0 a finite maximum must exist (a strongly connected win graph).
 
     Raises:
         InputError: weights differ by so many orders of magnitude that an item's information vanishes.
     """
     likelihood = _Likelihood(pairs, precision)
-    scores = likelihood.start()
+    if precision == 0.0:
+        with contextlib.suppress(InputError):
+            top = _climb(pairs, likelihood, likelihood.start(), tolerance)
+            if top.converged:
+                return top
+    return _climb(pairs, likelihood, np.zeros(pairs.n_items), tolerance)
+
+
+def _climb(pairs: Pairs, likelihood: "_Likelihood", scores: FloatArray, tolerance: float) -> Top:
+    """`find_sparse_mode` from given scores."""
     gradient, information = likelihood.derivatives(scores)
     solver = _Solver(pairs)
     iterations, stalled, converged = 0, 0, False
@@ -490,10 +501,7 @@ class _Band:
         try:
             self._factor = cholesky_banded(band, overwrite_ab=True, lower=True, check_finite=False)
         except np.linalg.LinAlgError:
-            raise InputError(
-                "the information matrix is singular to working precision: weights differ by too many orders of "
-                "magnitude. Rescale or drop the extreme ones"
-            ) from None
+            raise InputError(SINGULAR) from None
 
     def solve(self, right: FloatArray) -> FloatArray:
         """Q right for a right side that sums to zero in every component."""

@@ -233,7 +233,6 @@ class _WaveLoop:
         self._batch: BatchRecord = ledger.batch(lease.batch_id)
         self._tunables = BatchTunables.model_validate(self._batch.settings)
         self._fit: BradleyTerryFit | None = None
-        self._fitted_wave = 0
         self._precision = [
             WavePrecision.model_validate(measured) for measured in self._batch.processing_metadata.get("precision", [])
         ]
@@ -350,8 +349,9 @@ class _WaveLoop:
             mode=mode,
             scores=(scored.scores if scored else None) or {},
             ses=(scored.ses if scored else None) or {},
-            fit=self._fit if scored and self._fitted_wave == scored.wave else None,
+            fit=self._fit,
         )
+        self._fit = None
         pairs = plan_next_wave(self._tunables.pair_design, request)
         return WavePlan(number, mode, size.cut_by_budget, tuple(pairs))
 
@@ -475,7 +475,7 @@ class _WaveLoop:
             known=self._known,
         )
         # what planning would otherwise have to fit again
-        self._fit, self._fitted_wave = scoring.fit, waves[-1].wave
+        self._fit = scoring.fit
         previous = next((wave.scores for wave in reversed(waves[:-1]) if wave.scores is not None), None)
         change = max_score_change(previous, scoring.scores)
         wave = waves[-1]

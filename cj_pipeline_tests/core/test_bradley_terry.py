@@ -36,7 +36,6 @@ from cj_pipeline.core.models import Comparison, ComparisonStatus, PairMode, Winn
 from cj_pipeline.core.pair_counts import count_pairs
 from cj_pipeline.core.posterior import draw_posterior
 from cj_pipeline.core.score_prior import IndependentPrior
-from cj_pipeline.core.sparse_bradley_terry import find_sparse_mode
 
 # rows beat columns: Milwaukee, Detroit, Toronto, New York, Boston, Cleveland, Baltimore
 BASEBALL = np.array(
@@ -183,12 +182,18 @@ def assert_expected_wins_are_those_there_were(wins, fit):
     np.testing.assert_allclose(expected, wins.sum(axis=1), rtol=1e-8)
 
 
+def sparse_from_win_rates(pairs):
+    """`find_sparse_mode` without its second try."""
+    likelihood = sparse_bradley_terry._Likelihood(pairs, 0.0)
+    return sparse_bradley_terry._climb(pairs, likelihood, likelihood.start(), 1e-9)
+
+
 @pytest.mark.parametrize(
     ("wins", "top"),
     [
         (RUNS_AWAY_FROM_ZERO, lambda pairs: find_mode(pairs, IndependentPrior(None), np.zeros(5), 0.0, 1e-9)),
         (RUNS_AWAY_FROM_WIN_RATES, lambda pairs: maximise_likelihood_of_few(pairs, 1e-9)),
-        (RUNS_AWAY_FROM_WIN_RATES, lambda pairs: find_sparse_mode(pairs, 0.0, 1e-9)),
+        (RUNS_AWAY_FROM_WIN_RATES, sparse_from_win_rates),
     ],
     ids=["dense", "few", "sparse"],
 )
@@ -205,6 +210,17 @@ def test_newton_is_damped_where_its_full_steps_would_diverge(wins, top, monkeypa
             assert not top(pairs).converged
         except InputError as undamped:
             assert "singular" in str(undamped)
+
+
+def test_many_items_are_fitted_from_zero_where_the_start_from_wins_fails(monkeypatch):
+    wins = np.kron(np.eye(40, dtype=int), RUNS_AWAY_FROM_WIN_RATES)
+    for k in range(0, 200, 5):
+        wins[k, (k + 5) % 200] = wins[(k + 5) % 200, k] = 1
+    monkeypatch.setattr(sparse_bradley_terry._Likelihood, "start", lambda self: np.full(200, np.nan))
+    with np.errstate(invalid="ignore"):
+        fit = from_matrix(wins, prior_sd=None)
+    assert fit.converged
+    assert_expected_wins_are_those_there_were(wins, fit)
 
 
 def test_few_items_are_fitted_where_the_information_at_the_start_is_singular_to_working_precision():

@@ -374,9 +374,11 @@ def expected_rps_gain(means, before, after, grades, blur):
     seed=st.integers(0, 2**32),
     labels=st.sampled_from(["", "AA", "AB", "BAC"]),
     fit_given=st.booleans(),
+    all_opened=st.booleans(),
 )
-def test_each_adaptive_choice_is_the_best_of_all_pairs_that_may_be_chosen(n, seed, labels, fit_given):
-    essay_ids, _, history = examine(BALANCED, n, sizes=[3 * n], seed=seed, sd=1.5)
+def test_each_adaptive_choice_is_the_best_of_all_pairs_that_may_be_chosen(n, seed, labels, fit_given, all_opened):
+    judged = 3 * n if all_opened or not labels else 2 * n
+    essay_ids, _, history = examine(BALANCED, n, sizes=[judged], seed=seed, sd=1.5)
     known = scored(history, essay_ids)
     fit = known["fit"] if fit_given else known.pop("fit")
     grades = dict(enumerate(labels))
@@ -391,7 +393,7 @@ def test_each_adaptive_choice_is_the_best_of_all_pairs_that_may_be_chosen(n, see
         skew.update({c.essay_a: 1})
         skew.subtract({c.essay_b: 1})
         seen.add((c.essay_a, c.essay_b))
-    for pair in plan:
+    for place, pair in enumerate(plan):
         told = {}
         for a, b in [(a, b) for a in essay_ids for b in essay_ids if a != b]:
             if skew[a] > skew[b] or skew[a] * skew[b] > 0 or (a, b) in seen:
@@ -401,7 +403,7 @@ def test_each_adaptive_choice_is_the_best_of_all_pairs_that_may_be_chosen(n, see
             weight = float(expected_information(means[i] - means[j], variance))
             after = after_judging(covariance, i, j, weight)
             gain = np.trace(centring @ (covariance - after) @ centring)
-            if len(set(labels)) > 1:
+            if len(set(labels)) > 1 and 2 * (judged + place) >= OPENING * n:
                 gain = expected_rps_gain(means, covariance, after, grades, BLUR)
             told[a, b] = (gain, after)
         if not told:
@@ -481,9 +483,9 @@ def test_a_block_of_a_larger_batch_has_the_best_pair_after_another_that_share_no
     essay_ids, _, history = examine(BALANCED, n, sizes=[3 * n], seed=4)
     known = placed(essay_ids)
     fit = fitted(history, essay_ids, known if design is CALIBRATED else None)
-    grades = dict.fromkeys(essay_ids[:anchors], "A")
+    grades = {essay: "ABC"[k % 3] for k, essay in enumerate(essay_ids[:anchors])}
     plan = plan_next_wave(
-        design, request(essay_ids, history, size=n, wave=2, anchor_grades=grades, **{**scored(history, essay_ids)})
+        design, request(essay_ids, history, size=n, wave=2, anchor_grades=grades, **scored(history, essay_ids))
     )
     if design is CALIBRATED:
         means, covariance = fit.scores, fit.bank_covariance_at_width()
@@ -532,6 +534,29 @@ def test_a_block_of_a_larger_batch_has_the_best_pair_after_another_that_share_no
             skew.subtract({pair.essay_b: 1})
             seen.add((pair.essay_a, pair.essay_b))
         covariance = np.linalg.inv(precision)
+
+
+@pytest.mark.parametrize("design", [ADAPTIVE, CALIBRATED])
+def test_a_block_does_not_depend_on_the_order_of_essays_or_history_and_by_its_seed_on_chance_where_gains_tie(design):
+    n = ONE_BY_ONE_UP_TO_ESSAYS + 20
+    essay_ids, _, history = examine(BALANCED, n, sizes=[3 * n if design is ADAPTIVE else 1], seed=4)
+    known = {**scored(history, essay_ids), "fit": None, "known": placed(essay_ids)}
+    plans = [
+        plan_next_wave(design, request(ids, judged, size=n, wave=2, seed=seed, **known))
+        for ids, judged, seed in [(essay_ids, history, 1), (essay_ids[::-1], history[::-1], 1), (essay_ids, history, 2)]
+    ]
+    assert plans[0] == plans[1]
+    if design is CALIBRATED:  # next to nothing was judged: students are alike
+        assert plans[0] != plans[2]
+
+
+def test_an_all_anchor_batch_is_paired_for_its_scores():
+    essay_ids, _, history = examine(BALANCED, 9, sizes=[27], seed=1)
+    known = {"size": 9, "wave": 2, **scored(history, essay_ids)}
+    grades = {essay: "ABC"[k % 3] for k, essay in enumerate(essay_ids)}
+    assert plan_next_wave(ADAPTIVE, request(essay_ids, history, anchor_grades=grades, **known)) == plan_next_wave(
+        ADAPTIVE, request(essay_ids, history, **known)
+    )
 
 
 @pytest.mark.slow
