@@ -449,10 +449,11 @@ def test_each_calibrated_choice_leaves_the_least_summed_variance_of_unplaced_ess
         seen.add((pair.essay_a, pair.essay_b))
 
 
-def test_placed_anchors_are_met_from_the_first_wave_on_and_not_compared_with_each_other():
-    essay_ids = names(24)
+@pytest.mark.parametrize("n", [24, ONE_BY_ONE_UP_TO_ESSAYS + 20])
+def test_placed_anchors_are_met_from_the_first_wave_on_and_not_compared_with_each_other(n):
+    essay_ids = names(n)
     anchors = {essay_ids[item] for item in placed(essay_ids).items}
-    plan = plan_next_wave(CALIBRATED, request(essay_ids, size=16))
+    plan = plan_next_wave(CALIBRATED, request(essay_ids, size=2 * n // 3))
     assert all(len(anchors & {pair.essay_a, pair.essay_b}) < 2 for pair in plan)
     met = Counter(essay for pair in plan for essay in (pair.essay_a, pair.essay_b) if essay not in anchors)
     assert set(met) == set(essay_ids) - anchors
