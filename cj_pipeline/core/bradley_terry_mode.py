@@ -269,7 +269,7 @@ def maximise_likelihood_of_few(pairs: PairCounts, tolerance: float) -> Top:
         # pair by pair, so that what nearly cancels does so before it is added up
         return chance, (surprise.T - surprise) @ ones
 
-    scores = start_of_likelihood(ones @ losses, played @ ones)
+    scores = start_of_likelihood(pairs)
     chance, gradient = chance_and_gradient()
     longest, iterations, converged = np.inf, 0, False
     while iterations < _MAX_ITERATIONS:
@@ -299,7 +299,12 @@ def maximise_likelihood_of_few(pairs: PairCounts, tolerance: float) -> Top:
     return Top(scores=scores - scores @ ones / n, iterations=iterations, converged=converged)
 
 
-def start_of_likelihood(won: FloatArray, played: FloatArray) -> FloatArray:
-    """(n_items,) scores to start from, logits: each item's against equals, half a judgment added to either side."""
+def start_of_likelihood(pairs: PairCounts) -> FloatArray:
+    """(n_items,) scores to start from, logits, summing to zero in every component.
+
+    Each item's against equals, by its wins, half a judgment added to either side.
+    """
+    won = pairs.win_counts()
     # of huge weights the losses may come out below zero
-    return np.log((won + 0.5) / (np.maximum(played - won, 0.0) + 0.5))
+    lost = np.maximum(pairs.comparison_counts() - won, 0.0)
+    return pairs.centred_within_components(np.log((won + 0.5) / (lost + 0.5)))

@@ -106,6 +106,10 @@ class PairCounts:
         played = self.first_wins + self.second_wins
         return self._per_item(played, played)
 
+    def win_counts(self) -> FloatArray:
+        """(n_items,) sum of the weights of the judgments that each item won."""
+        return self._per_item(self.first_wins, self.second_wins)
+
     @cached_property
     def component_sizes(self) -> IntArray:
         """(n_components,) items of each component."""
@@ -134,16 +138,9 @@ class PairCounts:
         return self.first * self.n_items + self.second
 
     def _per_item(self, first_values: FloatArray, second_values: FloatArray) -> FloatArray:
-        return sums_per_item(self.n_items, self.first, self.second, first_values, second_values)
-
-
-def sums_per_item(
-    n_items: int, first: IntArray, second: IntArray, first_values: FloatArray, second_values: FloatArray
-) -> FloatArray:
-    """(n_items,) what items have in all pairs; `first_values` (n_pairs,) is what `first` has in each."""
-    sums = np.bincount(first, weights=first_values, minlength=n_items).astype(np.float64, copy=False)
-    sums += np.bincount(second, weights=second_values, minlength=n_items)
-    return sums
+        sums = np.bincount(self.first, weights=first_values, minlength=self.n_items).astype(np.float64, copy=False)
+        sums += np.bincount(self.second, weights=second_values, minlength=self.n_items)
+        return sums
 
 
 def count_pairs(

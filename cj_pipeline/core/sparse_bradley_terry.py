@@ -39,14 +39,14 @@ References:
 import contextlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cj_pipeline.core.bradley_terry_mode import SINGULAR, Top, start_of_likelihood
 from cj_pipeline.core.errors import InputError
-from cj_pipeline.core.pair_counts import sums_per_item
+from cj_pipeline.core.pair_counts import PairCounts
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -81,34 +81,6 @@ _EXACT_WORK: Final = 1e10
 _SEED: Final = 20_240_501
 
 
-class Pairs(Protocol):
-    """Judgments added up over unordered pairs, as `pair_counts.PairCounts` holds them."""
-
-    @property
-    def n_items(self) -> int:
-        """Number of items."""
-
-    @property
-    def first(self) -> IntArray:
-        """(n_pairs,) item indices, ascending."""
-
-    @property
-    def second(self) -> IntArray:
-        """(n_pairs,) item indices, above `first`."""
-
-    @property
-    def first_wins(self) -> FloatArray:
-        """(n_pairs,) sums of weights."""
-
-    @property
-    def second_wins(self) -> FloatArray:
-        """(n_pairs,) sums of weights."""
-
-    @property
-    def components(self) -> IntArray:
-        """(n_items,) labels 0, 1, … of connected components."""
-
-
 @dataclass(frozen=True, eq=False)
 class Variances:
     """Diagonal of Q, the inverse information centred within components.
@@ -127,7 +99,7 @@ class Variances:
     probes: int
 
 
-def find_sparse_mode(pairs: Pairs, precision: float, tolerance: float) -> Top:
+def find_sparse_mode(pairs: PairCounts, precision: float, tolerance: float) -> Top:
     """Maximise log likelihood - precision·|scores|²/2 by inexact, damped Newton steps.
 
     Without a prior they start from each item's wins; from zero, where no weight vanishes, if that fails. Converged when
@@ -140,13 +112,13 @@ def find_sparse_mode(pairs: Pairs, precision: float, tolerance: float) -> Top:
     likelihood = _Likelihood(pairs, precision)
     if precision == 0.0:
         with contextlib.suppress(InputError):
-            top = _climb(pairs, likelihood, likelihood.start(), tolerance)
+            top = _climb(pairs, likelihood, start_of_likelihood(pairs), tolerance)
             if top.converged:
                 return top
     return _climb(pairs, likelihood, np.zeros(pairs.n_items), tolerance)
 
 
-def _climb(pairs: Pairs, likelihood: "_Likelihood", scores: FloatArray, tolerance: float) -> Top:
+def _climb(pairs: PairCounts, likelihood: "_Likelihood", scores: FloatArray, tolerance: float) -> Top:
     """`find_sparse_mode` from given scores."""
     gradient, information = likelihood.derivatives(scores)
     solver = _Solver(pairs)
@@ -181,7 +153,7 @@ def _climb(pairs: Pairs, likelihood: "_Likelihood", scores: FloatArray, toleranc
     return Top(scores=_centred(scores, pairs.components), iterations=iterations, converged=converged)
 
 
-def sparse_variances(pairs: Pairs, scores: FloatArray, precision: float, *, exact: bool = False) -> Variances:
+def sparse_variances(pairs: PairCounts, scores: FloatArray, precision: float, *, exact: bool = False) -> Variances:
     """Diagonal of Q = P H⁺ P at `scores`: exact where that is cheap or in doubt, else estimated from random probes.
 
     Exact for all items if an ordering makes H narrow (chains, rings, pairs near in score). Otherwise probes, whose
@@ -226,7 +198,7 @@ def sparse_variances(pairs: Pairs, scores: FloatArray, precision: float, *, exac
     return Variances(values, error, known, estimate.probes)
 
 
-def sparse_contrast_variance(pairs: Pairs, scores: FloatArray, precision: float, i: int, j: int) -> float:
+def sparse_contrast_variance(pairs: PairCounts, scores: FloatArray, precision: float, i: int, j: int) -> float:
     """(e_i - e_j)' Q (e_i - e_j), logits²: exact, by one solution. Items of one component."""
     _, information = _Likelihood(pairs, precision).derivatives(scores)
     contrast: FloatArray = np.zeros(pairs.n_items)
@@ -241,7 +213,7 @@ def sparse_contrast_variance(pairs: Pairs, scores: FloatArray, precision: float,
 class _Likelihood:
     """Gradient and information of the penalised likelihood, pair by pair in pieces that fit the cache."""
 
-    def __init__(self, pairs: Pairs, precision: float) -> None:
+    def __init__(self, pairs: PairCounts, precision: float) -> None:
         self._pairs = pairs
         self._precision = precision
         self._played = pairs.first_wins + pairs.second_wins
@@ -253,13 +225,6 @@ class _Likelihood:
         columns = pairs.second.astype(index_type)
         self._weights = _Upper.of(self._weight, columns, rows)
         self._surpluses = _Upper.of(self._surplus, columns, rows)
-
-    def start(self) -> FloatArray:
-        """(n_items,) scores to start from, summing to zero in every component."""
-        pairs = self._pairs
-        won = sums_per_item(pairs.n_items, pairs.first, pairs.second, pairs.first_wins, pairs.second_wins)
-        played = sums_per_item(pairs.n_items, pairs.first, pairs.second, self._played, self._played)
-        return _centred(start_of_likelihood(won, played), pairs.components)
 
     def derivatives(self, scores: FloatArray) -> "tuple[FloatArray, _SparseInformation]":
         """(n_items,) gradient, centred within components, and the information at `scores`, until the next call."""
@@ -362,7 +327,7 @@ def _centred(x: FloatArray, components: IntArray) -> FloatArray:
 class _Solver:
     """Solves with H, by conjugate gradients until they are slow and a narrow ordering of the items exists."""
 
-    def __init__(self, pairs: Pairs) -> None:
+    def __init__(self, pairs: PairCounts) -> None:
         self._pairs = pairs
         self._order: IntArray | None = None
         self._looked = False
@@ -469,7 +434,7 @@ def _places(order: IntArray) -> IntArray:
     return places
 
 
-def _width(pairs: Pairs, places: IntArray) -> int:
+def _width(pairs: PairCounts, places: IntArray) -> int:
     """How far apart in the ordering the two items of a pair are, at most."""
     return int(np.abs(places[pairs.first] - places[pairs.second]).max(initial=0))
 
@@ -481,7 +446,7 @@ class _Band:
     zero this picks the solution in which that item is zero, which centring then shifts.
     """
 
-    def __init__(self, pairs: Pairs, information: _SparseInformation, order: IntArray) -> None:
+    def __init__(self, pairs: PairCounts, information: _SparseInformation, order: IntArray) -> None:
         from scipy.linalg import cholesky_banded
 
         self._components = information.components
@@ -561,7 +526,7 @@ class _Band:
 class _ProbeEstimate:
     """The diagonal of Q from the first terms of its Neumann series and random signs; see the module."""
 
-    def __init__(self, pairs: Pairs, information: _SparseInformation) -> None:
+    def __init__(self, pairs: PairCounts, information: _SparseInformation) -> None:
         self._pairs = pairs
         self._information = information
         self._random = np.random.default_rng(_SEED)

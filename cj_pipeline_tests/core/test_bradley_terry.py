@@ -28,7 +28,11 @@ from cj_pipeline.core.bradley_terry import (
     log_marginal_likelihood,
     max_score_change,
 )
-from cj_pipeline.core.bradley_terry_mode import find_mode, maximise_likelihood_of_few
+from cj_pipeline.core.bradley_terry_mode import (
+    find_mode,
+    maximise_likelihood_of_few,
+    start_of_likelihood,
+)
 from cj_pipeline.core.diagnostics import bt_se_summary
 from cj_pipeline.core.errors import DisconnectedError, InputError, SeparationError
 from cj_pipeline.core.judgment_table import judgment_table
@@ -185,7 +189,7 @@ def assert_expected_wins_are_those_there_were(wins, fit):
 def sparse_from_win_rates(pairs):
     """`find_sparse_mode` without its second try."""
     likelihood = sparse_bradley_terry._Likelihood(pairs, 0.0)
-    return sparse_bradley_terry._climb(pairs, likelihood, likelihood.start(), 1e-9)
+    return sparse_bradley_terry._climb(pairs, likelihood, start_of_likelihood(pairs), 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +220,7 @@ def test_many_items_are_fitted_from_zero_where_the_start_from_wins_fails(monkeyp
     wins = np.kron(np.eye(40, dtype=int), RUNS_AWAY_FROM_WIN_RATES)
     for k in range(0, 200, 5):
         wins[k, (k + 5) % 200] = wins[(k + 5) % 200, k] = 1
-    monkeypatch.setattr(sparse_bradley_terry._Likelihood, "start", lambda self: np.full(200, np.nan))
+    monkeypatch.setattr(sparse_bradley_terry, "start_of_likelihood", lambda pairs: np.full(200, np.nan))
     with np.errstate(invalid="ignore"):
         fit = from_matrix(wins, prior_sd=None)
     assert fit.converged
