@@ -7,17 +7,15 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cj_pipeline.core import designs
 from cj_pipeline.core.bradley_terry import fit_bradley_terry
 from cj_pipeline.core.designs import (
-    BLUR,
     ONE_BY_ONE_UP_TO_ESSAYS,
     OPENING,
     OPENING_WITH_ANCHORS,
-    WIDENED,
     WaveRequest,
     plan_next_wave,
     plan_whole_budget,
@@ -28,6 +26,8 @@ from cj_pipeline.core.models import Comparison, ComparisonStatus, PairDesign, Pa
 from cj_pipeline.core.pairing import plan_single_wave, plan_wave
 from cj_pipeline.core.score_prior import known_items
 
+# as docs/statistics.md has them: the prior in pairing, in fitted widths, and the blur of boundaries, in grade steps
+TWICE, TWO_FIFTHS = 2.0, 0.4
 JUDGED, FAILED, WITHDRAWN = ComparisonStatus.JUDGED, ComparisonStatus.FAILED, ComparisonStatus.WITHDRAWN
 COVERAGE, RANDOM, BALANCED, ADAPTIVE, CALIBRATED = PairDesign
 NEW_DESIGNS = (RANDOM, BALANCED, ADAPTIVE, CALIBRATED)
@@ -376,6 +376,7 @@ def expected_rps_gain(means, before, after, grades, blur):
     fit_given=st.booleans(),
     all_opened=st.booleans(),
 )
+@example(n=16, seed=1, labels="BACDABCD", fit_given=True, all_opened=True)
 def test_each_adaptive_choice_is_the_best_of_all_pairs_that_may_be_chosen(n, seed, labels, fit_given, all_opened):
     judged = 3 * n if all_opened or not labels else 2 * n
     essay_ids, _, history = examine(BALANCED, n, sizes=[judged], seed=seed, sd=1.5)
@@ -384,7 +385,7 @@ def test_each_adaptive_choice_is_the_best_of_all_pairs_that_may_be_chosen(n, see
     grades = dict(enumerate(labels))
     asked = {"anchor_grades": {essay_ids[i]: grade for i, grade in grades.items()}, **known}
     plan = plan_next_wave(ADAPTIVE, request(essay_ids, history, size=2 * n, wave=2, **asked))
-    means, covariance = fit.integrated_moments(widened=WIDENED)
+    means, covariance = fit.integrated_moments(widened=TWICE)
     # a shift of all scores makes the covariance regular and changes no difference
     covariance = covariance + 1.0
     centring = np.eye(n) - 1.0 / n
@@ -404,7 +405,7 @@ def test_each_adaptive_choice_is_the_best_of_all_pairs_that_may_be_chosen(n, see
             after = after_judging(covariance, i, j, weight)
             gain = np.trace(centring @ (covariance - after) @ centring)
             if len(set(labels)) > 1 and 2 * (judged + place) >= OPENING * n:
-                gain = expected_rps_gain(means, covariance, after, grades, BLUR)
+                gain = expected_rps_gain(means, covariance, after, grades, TWO_FIFTHS)
             told[a, b] = (gain, after)
         if not told:
             break  # seen in both orders: what remains is balanced
@@ -492,7 +493,7 @@ def test_a_block_of_a_larger_batch_has_the_best_pair_after_another_that_share_no
         means, covariance = fit.scores, fit.bank_covariance_at_width()
         counted = np.setdiff1d(np.arange(n), known.items)
     else:
-        means, covariance = fit.integrated_moments(widened=WIDENED)
+        means, covariance = fit.integrated_moments(widened=TWICE)
         counted = np.arange(n)
     skew, seen = Counter(), set()
     for c in history:
@@ -561,7 +562,7 @@ def test_an_all_anchor_batch_is_paired_for_its_scores():
 
 
 @pytest.mark.slow
-def test_a_scale_that_is_not_normal_is_not_left_to_the_prior_in_a_larger_batch():
+def test_on_a_wide_scale_that_is_not_normal_adaptive_pairing_comes_nearer_to_the_truth_than_balanced():
     """160 essays on twenty levels a logit apart, 16 judgments each, beside balanced pairing of as many."""
     miss, held = {}, {}
     for design in (BALANCED, ADAPTIVE):
