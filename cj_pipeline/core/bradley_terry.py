@@ -10,9 +10,9 @@ a standard error is that of a place on the bank's scale. Differences, and their 
 
 Here live the fit, its covariance and standard errors, and the scores of a batch by essay id. What the fit is made of
 has its own modules: judgments added up and what they connect (`pair_counts`), priors (`score_prior`), the mode
-(`bradley_terry_mode`; for many items `sparse_bradley_terry`) and the prior's width, fitted to the batch
-(`prior_width`). Which pairs to judge (`designs`), when to stop (`completion`), summaries and flags (`diagnostics`),
-where known positions come from (`anchor_bank`) and grades (`grades`) live elsewhere.
+(`bradley_terry_mode`; for many items `sparse_bradley_terry`) and the prior's width and shape, fitted to the batch
+(`prior_width`, `prior_shape`). Which pairs to judge (`designs`), when to stop (`completion`), summaries and flags
+(`diagnostics`), where known positions come from (`anchor_bank`) and grades (`grades`) live elsewhere.
 
 References:
     Bradley, R. A. & Terry, M. E. (1952). Rank analysis of incomplete block designs: I. The method of paired
@@ -35,11 +35,12 @@ from numpy.typing import ArrayLike, NDArray
 from cj_pipeline.core.bradley_terry_mode import Information, Mode, Top, find_mode, maximise_likelihood_of_few
 from cj_pipeline.core.diagnostics import SeSummary, bt_se_summary
 from cj_pipeline.core.errors import InputError, listed
-from cj_pipeline.core.expectation_propagation import NormalPosterior, propagate
+from cj_pipeline.core.expectation_propagation import NormalPosterior, Sites, propagate
 from cj_pipeline.core.models import Comparison, ComparisonStatus, Winner
 from cj_pipeline.core.pair_counts import FEW_ITEMS, PairCounts, count_pairs, require_finite_estimate, strong_components
-from cj_pipeline.core.prior_width import checked_width, width_posterior
-from cj_pipeline.core.score_prior import AnchoredPrior, IndependentPrior, KnownItems, ScorePrior
+from cj_pipeline.core.prior_shape import ScorePosterior, posterior_over_shapes
+from cj_pipeline.core.prior_width import checked_width, log_hyperprior, width_posterior
+from cj_pipeline.core.score_prior import AnchoredPrior, IndependentPrior, KnownItems, PriorPrecision, ScorePrior
 from cj_pipeline.core.sparse_bradley_terry import (
     Variances,
     find_sparse_mode,
@@ -111,10 +112,7 @@ class BradleyTerryFit:
         prior: what the scores were fitted under.
         score_spread: (n_items, k) matrix S; S Sᵀ is the covariance of the scores over the fitted width's
             posterior (of the bank scores, with known items). k is 0 when the width was not fitted.
-        posterior_means: (n_items,) logits, summing to zero; None unless the width was fitted. Means of the scores'
-            posterior, the width integrated out, by expectation propagation. `scores` are its mode at one width, which
-            lies nearer to zero on wide scales.
-        posterior_sds: (n_items,) its standard deviations, logits; None likewise.
+        posterior: of the scores, width and shape of the prior integrated out; None unless the width was fitted.
         bank_scores: (n_items,) logits, in the bank frame, which is that of the known items' means; None without them.
     """
 
@@ -132,8 +130,7 @@ class BradleyTerryFit:
     pairs: PairCounts = field(repr=False)
     prior: ScorePrior = field(repr=False)
     score_spread: FloatArray = field(repr=False)
-    posterior_means: FloatArray | None = field(repr=False)
-    posterior_sds: FloatArray | None = field(repr=False)
+    posterior: ScorePosterior | None = field(repr=False)
     bank_scores: FloatArray | None = None
 
     def covariance(self) -> FloatArray:
@@ -179,10 +176,10 @@ class BradleyTerryFit:
         Raises:
             InputError: the prior's width was not fitted.
         """
-        if self.posterior_means is None or self.posterior_sds is None:
+        if self.posterior is None:
             raise InputError("posterior intervals need a fitted prior: give prior_sd='fitted'")
-        reach = _NORMAL_95 * self.posterior_sds
-        return np.stack([self.posterior_means - reach, self.posterior_means + reach], axis=1)
+        means, sds = self.posterior.moments()
+        return np.stack([means - _NORMAL_95 * sds, means + _NORMAL_95 * sds], axis=1)
 
     def posterior_moments(self) -> tuple[FloatArray, FloatArray]:
         """Mean and covariance of the scores' posterior at `prior_sd`, by expectation propagation; what grades rest on.
@@ -198,26 +195,32 @@ class BradleyTerryFit:
         return self._posterior_moments
 
     def integrated_moments(self, *, widened: float = 1.0) -> tuple[FloatArray, FloatArray]:
-        """Mean and covariance of the scores' posterior, a fitted width integrated out; what pairing goes by.
+        """Mean and covariance of the scores' posterior, a fitted prior integrated out; what pairing goes by.
 
-        Means are averages over the width's posterior. To the covariance at `prior_sd` the spread of the scores over
-        that posterior is added; where next to nothing is known of the width, the variance is larger still.
+        Means are averages over the posterior of the prior's width and shape. To the covariance at `prior_sd`, or, where
+        scores are probably not normally spread, at the likeliest shape, the spread over that posterior is added; where
+        next to nothing is known of the width, the variance is larger still.
 
         Args:
-            widened: at least 1; the covariance at `prior_sd` is what it would be if the prior were so many times as
-                wide and the judgments told as much as they do. Means and spread stay.
+            widened: at least 1; the covariance at one prior is what it would be if that were so many times as wide and
+                the judgments told as much as they do. Means and spread stay.
 
         Raises:
             InputError: see `posterior_moments`; `widened` below 1, or known items, whose prior is not widened.
         """
+        if not widened >= 1.0 or (widened > 1.0 and self.bank_scores is not None):
+            raise InputError("a prior can be widened by a factor of at least 1, and only without known items")
         means, covariance = self.posterior_moments()
-        if widened != 1.0 and self.prior_sd is not None:
-            if not widened >= 1.0 or self.bank_scores is not None:
-                raise InputError("a prior can be widened by a factor of at least 1, and only without known items")
-            covariance = self._covariance_under(IndependentPrior(widened * self.prior_sd))
-        if self.posterior_means is not None:
-            means = self.posterior_means
-        return means, covariance + _centred(self.score_spread @ self.score_spread.T)
+        spread = self.score_spread
+        if self.posterior is not None:
+            means = self.posterior.moments()[0]
+        if self.posterior is not None and self.posterior.normal_share < 0.5:
+            sites, stand_ins = self.posterior.likeliest_shape()
+            covariance = self._covariance_under(stand_ins.widened(widened), sites)
+            spread = self.posterior.spread()
+        elif widened > 1.0 and self.prior_sd is not None:
+            covariance = self._covariance_under(IndependentPrior(widened * self.prior_sd), self._propagated.sites)
+        return means, covariance + _centred(spread @ spread.T)
 
     @property
     def standard_error_accuracy(self) -> "StandardErrorAccuracy":
@@ -347,9 +350,9 @@ class BradleyTerryFit:
     def _propagated(self) -> NormalPosterior:
         return propagate(self.pairs, self.prior)
 
-    def _covariance_under(self, prior: ScorePrior) -> FloatArray:
-        """Centred; the judgments' precisions as found under this fit's prior, combined with another prior."""
-        return _centred(Information.of_weights(self.pairs, self._propagated.sites.precisions, prior).inverse())
+    def _covariance_under(self, prior: PriorPrecision, sites: Sites) -> FloatArray:
+        """Centred; the judgments' precisions as found under one prior, combined with another."""
+        return _centred(Information.of_weights(self.pairs, sites.precisions, prior).inverse())
 
     @cached_property
     def _posterior_moments(self) -> tuple[FloatArray, FloatArray]:
@@ -443,8 +446,7 @@ def fit_bradley_terry(
     advantage_variance = 0.0
     spread: FloatArray = np.zeros((pairs.n_items, 0))
     interval: tuple[float, float] | None = None
-    means: FloatArray | None = None
-    sds: FloatArray | None = None
+    scores_posterior: ScorePosterior | None = None
     iterations = 0
     width: float | None
     if prior_sd is None:
@@ -458,7 +460,13 @@ def fit_bradley_terry(
                 raise InputError(f"prior_sd {prior_sd!r} is not known: give 'fitted', a number of logits, or None")
             posterior = width_posterior(pairs, lambda width: _prior(width, known, pairs.n_items))
             width, interval, spread = posterior.centre, posterior.interval, posterior.score_spread()
-            means, sds = posterior.moments()
+            scores_posterior = posterior_over_shapes(
+                pairs,
+                posterior,
+                lambda width: _prior(width, known, pairs.n_items),
+                log_hyperprior,
+                shaped=known is None,
+            )
             iterations, advantage_variance = posterior.iterations, posterior.advantage_variance
         else:
             width = checked_width(prior_sd)
@@ -483,8 +491,7 @@ def fit_bradley_terry(
         pairs=pairs,
         prior=prior,
         score_spread=spread,
-        posterior_means=means,
-        posterior_sds=sds,
+        posterior=scores_posterior,
         bank_scores=None if known is None else mode.scores,
     )
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.pair_counts import PairCounts
-from cj_pipeline.core.score_prior import ScorePrior, Stiffening
+from cj_pipeline.core.score_prior import PriorPrecision, ScorePrior, Stiffening
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -61,7 +61,7 @@ class Information:
     complement: float
 
     @classmethod
-    def at(cls, pairs: PairCounts, scores: FloatArray, advantage: float, prior: ScorePrior) -> "Information":
+    def at(cls, pairs: PairCounts, scores: FloatArray, advantage: float, prior: PriorPrecision) -> "Information":
         """H at (n_items,) scores and an advantage, logits.
 
         Raises:
@@ -70,7 +70,7 @@ class Information:
         return cls.of_weights(pairs, pairs.derivatives(scores, advantage)[1], prior)
 
     @classmethod
-    def of_weights(cls, pairs: PairCounts, weights: FloatArray, prior: ScorePrior) -> "Information":
+    def of_weights(cls, pairs: PairCounts, weights: FloatArray, prior: PriorPrecision) -> "Information":
         """H where predictors have the precisions `weights` (n_pairs,), logits⁻²; otherwise as `at`."""
         from scipy.linalg.lapack import dpotrf
 
@@ -115,9 +115,18 @@ class Information:
 
     def predictor_variances(self) -> FloatArray:
         """(n_pairs,) variance of each pair's predictor: difference of scores, with the advantage as it was read."""
+        return self._predictor_variances(self._lower_inverse())
+
+    def variances(self) -> tuple[FloatArray, FloatArray]:
+        """(n_items,) variance of each score and (n_pairs,) `predictor_variances`, logits²."""
+        lower = self._lower_inverse()
+        labels = self.pairs.components
+        own = np.diag(lower) + (self.stiffening.variance / np.bincount(labels))[labels]
+        return own + self.border**2 * self.advantage_variance, self._predictor_variances(lower)
+
+    def _predictor_variances(self, lower: FloatArray) -> FloatArray:
         pairs = self.pairs
         # a shift common to a component cancels in differences, so the stiffened inverse serves
-        lower = self._lower_inverse()
         own = np.diag(lower)
         variances: FloatArray = own[pairs.first] + own[pairs.second] - 2.0 * lower[pairs.second, pairs.first]
         if pairs.ordered:

@@ -9,8 +9,9 @@ outcome of a one-sided pair does not say how one-sided, so its mean lies farther
 
 Here: the fixed point at one prior, by parallel sweeps with damping (one Cholesky factorisation each), and its estimate
 of log P(judgments | prior). t is log-concave, so a cavity is never narrower than what t leaves of it: a >= 0 always,
-and every cavity is proper. Not here: the prior's width (`prior_width`), draws (`posterior`), the mode
-(`bradley_terry_mode`). Work and memory are those of dense matrices, n_items² numbers.
+and every cavity is proper. A prior that is not normal (`score_shape`) has one site more for each item, found in the
+same way; its a may be below zero. Not here: the prior's width (`prior_width`) and shape (`prior_shape`), draws
+(`posterior`), the mode (`bradley_terry_mode`). Work and memory are those of dense matrices, n_items² numbers.
 
 References:
     Kuss, M. & Rasmussen, C. E. (2005). Assessing approximate inference for binary Gaussian process classification.
@@ -20,7 +21,7 @@ References:
 """
 
 from dataclasses import dataclass
-from math import pi
+from math import log, pi
 from typing import Final
 
 import numpy as np
@@ -28,7 +29,8 @@ from numpy.typing import NDArray
 
 from cj_pipeline.core.bradley_terry_mode import Information, find_mode
 from cj_pipeline.core.pair_counts import PairCounts
-from cj_pipeline.core.score_prior import ScorePrior
+from cj_pipeline.core.score_prior import IndependentPrior, ScorePrior, StandIns
+from cj_pipeline.core.score_shape import ScoreShape
 
 FloatArray = NDArray[np.float64]
 
@@ -43,6 +45,8 @@ _REGAINED: Final = 1.2
 _SITES_AT_ONCE: Final = 4096
 _MODE_TOLERANCE: Final = 1e-3
 _LEAST_KEPT: Final = 1e-9
+# An item's site may widen its cavity by no more than makes its variance ten times as large.
+_MOST_WIDENED: Final = 0.9
 # The integral over one pair's difference: steps to its mode, standard deviations of the cavity that are seen.
 _MODE_STEPS: Final = 4
 _CAVITY_REACH: Final = 7.0
@@ -58,10 +62,12 @@ class Sites:
     Attributes:
         precisions: (n_pairs,) a >= 0, logits⁻².
         shifts: (n_pairs,) b, logits⁻¹.
+        of_items: the stand-ins of a prior that is not normal; None of one that is.
     """
 
     precisions: FloatArray
     shifts: FloatArray
+    of_items: StandIns | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +82,8 @@ class NormalPosterior:
         sites: to start from at a prior nearby.
         sweeps: how many were made.
         converged: whether moments agree to the tolerance.
+        item_cavities: (n_items,) means and variances of the scores with the prior's site taken out: what the judgments
+            say of each item, all others under the prior. None where the prior is normal.
     """
 
     means: FloatArray
@@ -85,6 +93,7 @@ class NormalPosterior:
     sites: Sites
     sweeps: int
     converged: bool
+    item_cavities: tuple[FloatArray, FloatArray] | None = None
 
     def centred_moments(self) -> tuple[FloatArray, FloatArray]:
         """(n_items,) means, logits, and (n_items,) variances, logits², of the scores less their mean over all items."""
@@ -110,7 +119,11 @@ class NormalPosterior:
 
 
 def propagate(
-    pairs: PairCounts, prior: ScorePrior, start: Sites | None = None, *, tolerance: float = MOMENT_TOLERANCE
+    pairs: PairCounts,
+    prior: ScorePrior | ScoreShape,
+    start: Sites | None = None,
+    *,
+    tolerance: float = MOMENT_TOLERANCE,
 ) -> NormalPosterior:
     """The fixed point of expectation propagation at one prior.
 
@@ -119,21 +132,24 @@ def propagate(
 
     Args:
         pairs: the judgments.
-        prior: of the scores, proper.
-        start: sites found at a prior nearby; without, those of the mode.
+        prior: of the scores, proper; a shape is every item's, independently.
+        start: sites found at a prior nearby, a shape's at a shape; without, those of the mode.
         tolerance: see `MOMENT_TOLERANCE`.
 
     Returns:
         What was reached within 40 sweeps; `converged` says whether that is the fixed point. Priors that are many times
         wider than the scores are slow, and their evidence is close long before their moments are.
+
+    Raises:
+        InputError: the precision matrix is singular to working precision, or, with a shape, not positive definite.
     """
+    if isinstance(prior, ScoreShape):
+        return _propagate_shaped(pairs, prior, start, tolerance)
     sites = _sites_of_mode(pairs, prior) if start is None else start
     origin = prior.start(pairs.n_items)
     offsets = pairs.predictor(origin, 0.0)
-    damping, previous = _DAMPING, np.inf
-    sweeps, converged = 0, False
+    pace = _Pace(tolerance)
     while True:
-        sweeps += 1
         information = Information.of_weights(pairs, sites.precisions, prior)
         slope, advantage_slope = pairs.transposed(sites.shifts - sites.precisions * offsets)
         slope = prior.centred(slope, pairs)
@@ -141,14 +157,9 @@ def propagate(
         marginal = _Moments(pairs.predictor(origin + step, advantage), information.predictor_variances())
         cavity = _without(marginal, sites)
         exact, log_masses = _tilted(pairs, cavity)
-        disagreement = _disagreement(exact, marginal)
-        converged = disagreement <= tolerance
-        if converged or sweeps >= _MOST_SWEEPS:
+        if pace.is_done(_disagreement(exact, marginal)):
             break
-        worse = disagreement > previous
-        damping = max(damping / 2.0, _LEAST_DAMPING) if worse else min(damping * _REGAINED, _DAMPING)
-        previous = disagreement
-        sites = _towards(sites, _sites_between(cavity, exact), damping)
+        sites = _towards(sites, _sites_between(cavity, exact), pace.damping)
     explained = float(slope @ step) + advantage_slope * advantage
     explained += float((2.0 * sites.shifts * offsets - sites.precisions * offsets**2).sum())
     return NormalPosterior(
@@ -159,9 +170,68 @@ def propagate(
         + prior.log_normaliser(pairs.n_items)
         + 0.5 * (explained - information.log_determinant()),
         sites=sites,
-        sweeps=sweeps,
-        converged=converged,
+        sweeps=pace.sweeps,
+        converged=pace.converged,
     )
+
+
+def _propagate_shaped(pairs: PairCounts, shape: ScoreShape, start: Sites | None, tolerance: float) -> NormalPosterior:
+    """`propagate` under a shape: sites of pairs and of items are updated from the same q."""
+    sites = _sites_of_mode(pairs, IndependentPrior(shape.sd)) if start is None else start
+    items = sites.of_items
+    if items is None:
+        items = StandIns(np.full(pairs.n_items, shape.sd**-2), np.full(pairs.n_items, shape.moments[0] / shape.sd**2))
+    pace = _Pace(tolerance)
+    while True:
+        information = Information.of_weights(pairs, sites.precisions, items)
+        slope, advantage_slope = pairs.transposed(sites.shifts)
+        slope = slope + items.shifts
+        means, advantage = information.step(slope, advantage_slope)
+        own_spread, spread = information.variances()
+        own, marginal = _Moments(means, own_spread), _Moments(pairs.predictor(means, advantage), spread)
+        cavity = _without(marginal, sites)
+        exact, log_masses = _tilted(pairs, cavity)
+        own_cavity = _without(own, items)
+        own_means, own_variances, own_log_masses = shape.tilted_moments(own_cavity.means, own_cavity.variances)
+        own_exact = _Moments(own_means, own_variances)
+        if pace.is_done(max(_disagreement(exact, marginal), _disagreement(own_exact, own))):
+            break
+        sites = _towards(sites, _sites_between(cavity, exact), pace.damping)
+        items = _stand_ins_towards(items, own_cavity, own_exact, pace.damping)
+    mass = float((log_masses - _log_masses_of(sites, cavity)).sum())
+    mass += float((own_log_masses - _log_masses_of(items, own_cavity)).sum())
+    explained = float(slope @ means) + advantage_slope * advantage
+    return NormalPosterior(
+        means=means,
+        advantage=advantage,
+        information=information,
+        # beside a normal prior, whose normaliser leaves out as many factors of (2 pi)^-1/2
+        log_evidence=mass + 0.5 * (pairs.n_items * log(2.0 * pi) + explained - information.log_determinant()),
+        sites=Sites(sites.precisions, sites.shifts, items),
+        sweeps=pace.sweeps,
+        converged=pace.converged,
+        item_cavities=(own_cavity.means, own_cavity.variances),
+    )
+
+
+class _Pace:
+    """How far sweeps go, and when they end."""
+
+    def __init__(self, tolerance: float) -> None:
+        self.tolerance = tolerance
+        self.damping, self.sweeps, self.converged = _DAMPING, 0, False
+        self._previous = np.inf
+
+    def is_done(self, disagreement: float) -> bool:
+        """Whether the sweep that left moments disagreeing by so much was the last."""
+        self.sweeps += 1
+        self.converged = disagreement <= self.tolerance
+        if self.converged or self.sweeps >= _MOST_SWEEPS:
+            return True
+        worse = disagreement > self._previous
+        self.damping = max(self.damping / 2.0, _LEAST_DAMPING) if worse else min(self.damping * _REGAINED, _DAMPING)
+        self._previous = disagreement
+        return False
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,9 +257,9 @@ def _sites_of_mode(pairs: PairCounts, prior: ScorePrior) -> Sites:
     return Sites(precisions, slopes + precisions * difference)
 
 
-def _without(marginal: _Moments, sites: Sites) -> _Moments:
+def _without(marginal: _Moments, sites: Sites | StandIns) -> _Moments:
     """The cavities: q's marginals with their own site divided out."""
-    # positive up to rounding, since the other sites and the prior have no negative precision
+    # positive up to rounding where no other precision is negative
     kept = np.maximum(1.0 - sites.precisions * marginal.variances, _LEAST_KEPT)
     variances = marginal.variances / kept
     return _Moments((marginal.means - sites.shifts * marginal.variances) / kept, variances)
@@ -209,7 +279,17 @@ def _towards(sites: Sites, wanted: Sites, damping: float) -> Sites:
     )
 
 
-def _log_masses_of(sites: Sites, cavity: _Moments) -> FloatArray:
+def _stand_ins_towards(items: StandIns, cavity: _Moments, exact: _Moments, damping: float) -> StandIns:
+    """Like `_sites_between` and `_towards`; a shape may leave more than its cavity has."""
+    kept = 1.0 / cavity.variances
+    precisions = np.maximum(1.0 / exact.variances - kept, -_MOST_WIDENED * kept)
+    shifts = (exact.means - cavity.means) * kept + precisions * exact.means
+    return StandIns(
+        items.precisions + damping * (precisions - items.precisions), items.shifts + damping * (shifts - items.shifts)
+    )
+
+
+def _log_masses_of(sites: Sites | StandIns, cavity: _Moments) -> FloatArray:
     """(n_pairs,) log of the integral of exp(b d - a d²/2) over the cavity."""
     stiffness = 1.0 + sites.precisions * cavity.variances
     exponent = cavity.variances * sites.shifts**2 + 2.0 * sites.shifts * cavity.means

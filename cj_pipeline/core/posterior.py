@@ -1,9 +1,11 @@
 """Draws from the posterior of the scores, the width of their prior integrated out.
 
 Model: P(i beats j) = logistic(score_i - score_j + γ·[i read first] - γ·[j read first]); scores independently N(0, σ²);
-a prior on the width σ; γ, the order effect, N(0, 1), or absent. Here: the draws, by Gibbs sampling for batches of up to
-`GIBBS_UP_TO_ITEMS` items and by expectation propagation above. Not here: Pólya–Gamma variables (`polya_gamma`) and
-what is read from draws, intervals, ranks, reliability (`reliability`). `completion` imports none of this.
+a prior on the width σ; γ, the order effect, N(0, 1), or absent. Where a batch shows that its scores are not normally
+spread, shapes learned from it stand beside that prior (`prior_shape`). Here: the draws, by Gibbs sampling for batches
+of up to `GIBBS_UP_TO_ITEMS` items under the normal prior, and by expectation propagation otherwise. Not here:
+Pólya–Gamma variables (`polya_gamma`) and what is read from draws, intervals, ranks, reliability (`reliability`).
+`completion` imports none of this.
 
 The Gibbs sampler. Given Pólya–Gamma variables, one per pair, scores and γ are jointly normal (Polson, Scott & Windle
 2013). So a sweep (1) draws these variables given scores and γ; (2) moves the width by Metropolis steps with scores and
@@ -32,12 +34,19 @@ from numpy.typing import NDArray
 
 from cj_pipeline.core.bradley_terry_mode import find_mode
 from cj_pipeline.core.errors import InputError
-from cj_pipeline.core.expectation_propagation import Sites, propagate
+from cj_pipeline.core.expectation_propagation import propagate
 from cj_pipeline.core.judgment_table import JudgmentTable, PairSums
 from cj_pipeline.core.pair_counts import PairCounts, count_pairs, counts_of
 from cj_pipeline.core.polya_gamma import draw_polya_gamma
+from cj_pipeline.core.prior_shape import (
+    SHAPED_FROM,
+    ScorePosterior,
+    posterior_at_one_width,
+    posterior_over_shapes,
+)
 from cj_pipeline.core.prior_width import width_posterior
 from cj_pipeline.core.score_prior import IndependentPrior
+from cj_pipeline.core.score_shape import ScoreShape
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -52,6 +61,8 @@ _SCALING_MOVES: Final = (0.1, 0.4, 1.2)
 _CHAINS: Final = 8
 _MANY_CHAINS_UP_TO: Final = 100
 _CORRECTION_SWEEPS: Final = 30
+# Log density where a shape has none: a draw that starts there takes any step that leads back.
+_OUTSIDE: Final = -1e9
 # Logits. Where chains begin does not matter much.
 _NEAR_THE_MODE: Final = 1e-3
 
@@ -93,10 +104,10 @@ class PosteriorDraws:
 
     Attributes:
         scores: (n_draws, n_items) logits, every draw summing to zero.
-        widths: (n_draws,) σ, logits.
+        widths: (n_draws,) σ, logits: the standard deviation of the prior, whatever its shape.
         order_effects: (n_draws,) γ, logits: the advantage of the essay read first; None if it was not in the model.
         method: "gibbs" (exact up to Monte Carlo error) or "ep" (expectation propagation: normal around the mean at
-            each width, most of the skewness put back).
+            each width and shape, most of the skewness put back).
         width_prior: name of the prior on σ, or "fixed".
     """
 
@@ -147,7 +158,8 @@ def draw_posterior(
         width_prior: a name from `WIDTH_PRIORS`, or a number: σ fixed there, logits.
         order_effect: whether γ is in the model; the table must then know the reading order.
         burn_in, thin: sweeps left out at the start, and sweeps per returned draw (Gibbs).
-        gibbs_up_to: items; larger batches are drawn by expectation propagation, and `method` says so.
+        gibbs_up_to: items; larger batches, and those whose scores are probably not normally spread, are drawn by
+            expectation propagation, and `method` says so.
 
     Raises:
         InputError: a count out of range, an unknown prior, a width that is not positive, a reading order that is
@@ -158,9 +170,12 @@ def draw_posterior(
     sums = table.readings if order_effect else table.pairs
     prior = _width_prior(width_prior)
     rng = np.random.default_rng(seed)
-    if table.n_items <= gibbs_up_to:
+    found: ScorePosterior | None = None
+    if table.n_items > gibbs_up_to or (table.n_items >= SHAPED_FROM and prior.low < prior.high):
+        found = _over_priors(table, prior, order_effect)
+    if found is None or (table.n_items <= gibbs_up_to and found.normal_share > 0.5):
         return _gibbs(sums, prior, order_effect, n_draws, burn_in, thin, rng)
-    return _propagated(table, prior, order_effect, n_draws, rng)
+    return _propagated(table, prior, found, order_effect, n_draws, rng)
 
 
 def _width_prior(choice: str | float) -> WidthPrior:
@@ -347,49 +362,86 @@ def _solved(factor: FloatArray, right: FloatArray, *, transposed: bool = False) 
 # -- expectation propagation -----------------------------------------------------------------------------------
 
 
-def _propagated(
-    table: JudgmentTable, prior: WidthPrior, order_effect: bool, n_draws: int, rng: np.random.Generator
-) -> PosteriorDraws:
-    """Draws from the normal stand-ins of the posterior over a grid of widths, each with its posterior mass."""
+def _counts(table: JudgmentTable, order_effect: bool) -> PairCounts:
     first = table.known_order() if order_effect else None
-    pairs = count_pairs(table.winners, table.losers, table.n_items, None, first)
-    grid = _width_grid(pairs, prior)
-    counts = rng.multinomial(n_draws, [mass for _, mass, _ in grid])
-    scores, advantages, widths = [], [], []
-    for (width, _, sites), count in zip(grid, counts, strict=True):
+    return count_pairs(table.winners, table.losers, table.n_items, None, first)
+
+
+def _over_priors(table: JudgmentTable, prior: WidthPrior, order_effect: bool) -> ScorePosterior:
+    """The posterior over widths and shapes; at one width, where it is fixed, and then normal."""
+    pairs = _counts(table, order_effect)
+    if prior.low == prior.high:
+        return posterior_at_one_width(pairs, prior.low)
+
+    def log_density(log_width: float) -> float:
+        return prior.log_density(log_width) if log(prior.low) <= log_width <= log(prior.high) else -inf
+
+    grid = width_posterior(pairs, IndependentPrior, log_density)
+    return posterior_over_shapes(pairs, grid, IndependentPrior, log_density, shaped=True)
+
+
+def _propagated(
+    table: JudgmentTable,
+    prior: WidthPrior,
+    found: ScorePosterior,
+    order_effect: bool,
+    n_draws: int,
+    rng: np.random.Generator,
+) -> PosteriorDraws:
+    """Draws from the normal stand-ins of the posterior over priors, each with its posterior mass."""
+    pairs = _counts(table, order_effect)
+    counts = rng.multinomial(n_draws, found.masses)
+    scores, advantages = [], []
+    for score_prior, sites, count in zip(found.priors, found.sites, counts.tolist(), strict=True):
         if count:
-            drawn, advantage = propagate(pairs, IndependentPrior(width), sites).draw(int(count), rng)
-            scores.append(drawn)
-            advantages.append(advantage)
-            widths.append(np.full(count, width))
+            some, effect = propagate(pairs, score_prior, sites).draw(count, rng)
+            scores.append(some)
+            advantages.append(effect)
     order = rng.permutation(n_draws)
-    drawn, widths_drawn, effects = (np.concatenate(part)[order] for part in (scores, widths, advantages))
-    _correct_by_metropolis(table.readings if order_effect else table.pairs, drawn, effects, widths_drawn, rng)
+    drawn, effects = np.concatenate(scores)[order], np.concatenate(advantages)[order]
+    priors = _PriorsOfDraws(found, np.repeat(np.arange(counts.size), counts)[order])
+    _correct_by_metropolis(table.readings if order_effect else table.pairs, drawn, effects, priors, rng)
     return PosteriorDraws(
         scores=drawn - drawn.mean(axis=1, keepdims=True),
-        widths=widths_drawn,
+        widths=priors.widths,
         order_effects=effects if order_effect else None,
         method="ep",
         width_prior=prior.name,
     )
 
 
-def _width_grid(pairs: PairCounts, prior: WidthPrior) -> list[tuple[float, float, Sites | None]]:
-    """Widths, their posterior masses, and where to start expectation propagation at each."""
-    if prior.low == prior.high:
-        return [(prior.low, 1.0, None)]
+class _PriorsOfDraws:
+    """The prior of each draw, of many at once: labels (n_draws,) count the priors that were found."""
 
-    def log_density(log_width: float) -> float:
-        return prior.log_density(log_width) if log(prior.low) <= log_width <= log(prior.high) else -inf
+    def __init__(self, found: ScorePosterior, labels: IntArray) -> None:
+        self.widths: FloatArray = found.widths[labels]
+        shapes = {k: prior for k, prior in enumerate(found.priors) if isinstance(prior, ScoreShape)}
+        self._shaped = np.isin(labels, list(shapes))
+        row = {k: position for position, k in enumerate(shapes)}
+        self._rows = np.array([row[k] for k in labels[self._shaped].tolist()], dtype=np.int64)
+        # shapes of one batch have as many places each
+        self._tables = np.array([shape.log_density for shape in shapes.values()])
+        ends = np.array([[shape.places[0], shape.places[-1]] for shape in shapes.values()]).reshape(-1, 2)
+        self._low, self._high = ends[self._rows].T
 
-    found = width_posterior(pairs, IndependentPrior, log_density)
-    return list(zip(found.widths.tolist(), found.masses.tolist(), found.sites, strict=True))
+    def log_density(self, scores: FloatArray) -> FloatArray:
+        """(n_draws,) log prior density, up to a constant of each draw, of one score in each draw."""
+        values: FloatArray = -0.5 * (scores / self.widths) ** 2
+        if self._rows.size:
+            last = self._tables.shape[1] - 1
+            place = (scores[self._shaped] - self._low) / (self._high - self._low) * last
+            left = np.clip(place.astype(np.int64), 0, last - 1)
+            beside = self._tables[self._rows, left]
+            inside = (place >= 0.0) & (place <= last)
+            slope = self._tables[self._rows, left + 1] - beside
+            values[self._shaped] = np.where(inside, beside + (place - left) * slope, _OUTSIDE)
+        return values
 
 
 def _correct_by_metropolis(
-    sums: PairSums, drawn: FloatArray, effects: FloatArray, widths: FloatArray, rng: np.random.Generator
+    sums: PairSums, drawn: FloatArray, effects: FloatArray, priors: _PriorsOfDraws, rng: np.random.Generator
 ) -> None:
-    """Move every draw by Metropolis steps, item by item, towards the posterior at its width; in place.
+    """Move every draw by Metropolis steps, item by item, towards the posterior at its prior; in place.
 
     The real posterior is skewed away from zero, above all for items that nearly always win or lose. Most of that is in
     an item's own conditional distribution, which a few sweeps reach from a normal start; all draws move together.
@@ -398,7 +450,7 @@ def _correct_by_metropolis(
         sums: the judgments.
         drawn: (n_draws, n_items) scores.
         effects: (n_draws,) γ of each draw, which stays.
-        widths: (n_draws,) σ of each draw.
+        priors: of each draw.
     """
     n = sums.n_items
     scores = np.ascontiguousarray(drawn.T)
@@ -416,13 +468,12 @@ def _correct_by_metropolis(
             against = side[own, None] * effects - scores[partner[own]]
             # near the width of the conditional distribution where chances are typical, p(1 - p) = .12: a step may
             # not depend on the score that moves
-            step = 2.4 / np.sqrt(widths**-2 + 0.12 * totals[own].sum())
+            step = 2.4 / np.sqrt(priors.widths**-2 + 0.12 * totals[own].sum())
 
             def log_conditional(score: FloatArray, own: IntArray = own, against: FloatArray = against) -> FloatArray:
                 value: FloatArray = wins[own] @ (score + against)
                 value -= totals[own] @ np.logaddexp(0.0, score + against)
-                value -= 0.5 * (score / widths) ** 2
-                return value
+                return value + priors.log_density(score)
 
             current = scores[i]
             proposal = current + step * rng.standard_normal(len(drawn))

@@ -71,7 +71,8 @@ class WidthPosterior:
     Attributes:
         offsets: (k,) log σ - log 2, ascending.
         masses: (k,) posterior probabilities, summing to 1.
-        log_densities: (k,) their logarithms up to a constant.
+        log_densities: (k,) log of P(judgments | σ), as expectation propagation has it, plus that of σ's prior density
+            up to a constant.
         scores: (k, n_items) the mode at each width.
         advantages: (k,) the first position's advantage at each.
         sites: what to start expectation propagation from at each.
@@ -110,16 +111,10 @@ class WidthPosterior:
     def interval(self) -> tuple[float, float]:
         """The 2.5 % and 97.5 % points of σ, logits, the log density taken as linear between grid points."""
         fine = np.linspace(self.offsets[0], self.offsets[-1], 4001)
-        density = np.exp(np.interp(fine, self.offsets, self.log_densities))
+        density = np.exp(np.interp(fine, self.offsets, self.log_densities - self.log_densities.max()))
         cumulative = np.cumsum(density) / density.sum()
         low, high = np.interp([0.025, 0.975], cumulative, fine)
         return exp(_HYPER_MEAN + float(low)), exp(_HYPER_MEAN + float(high))
-
-    def moments(self) -> tuple[FloatArray, FloatArray]:
-        """(n_items,) posterior means and standard deviations of centred scores, logits, the width integrated out."""
-        mean = self.masses @ self.means
-        variance = self.masses @ (self.variances + (self.means - mean) ** 2)
-        return mean, np.sqrt(np.maximum(variance, 0.0))
 
     def score_spread(self) -> FloatArray:
         """(n_items, k) matrix S with S Sᵀ the covariance of the modes over the posterior of σ."""
@@ -266,8 +261,7 @@ class _Lattice:
 
     def _at(self, offsets: list[float]) -> WidthPosterior:
         densities = np.array([self.log_density[offset] for offset in offsets])
-        densities -= densities.max()
-        masses = np.exp(densities)
+        masses = np.exp(densities - densities.max())
         return WidthPosterior(
             offsets=np.array(offsets),
             masses=masses / masses.sum(),

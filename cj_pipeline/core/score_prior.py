@@ -38,7 +38,14 @@ class Stiffening:
     log_determinant: float
 
 
-class ScorePrior(Protocol):
+class PriorPrecision(Protocol):
+    """The precision matrix P of a normal prior of the scores, P possibly zero."""
+
+    def add_to(self, matrix: FloatArray, pairs: PairCounts) -> Stiffening:
+        """Add P to the (n_items, n_items) information matrix of the judgments, in place, and make it regular."""
+
+
+class ScorePrior(PriorPrecision, Protocol):
     """A normal prior of the scores with mean m and precision matrix P, P possibly zero."""
 
     def penalty(self, scores: FloatArray) -> float:
@@ -46,9 +53,6 @@ class ScorePrior(Protocol):
 
     def slope(self, scores: FloatArray) -> FloatArray:
         """(n_items,) P (scores - m)."""
-
-    def add_to(self, matrix: FloatArray, pairs: PairCounts) -> Stiffening:
-        """Add P to the (n_items, n_items) information matrix of the judgments, in place, and make it regular."""
 
     def centred(self, values: FloatArray, pairs: PairCounts) -> FloatArray:
         """`values` without what rounding left of a shift that the prior rules out at the mode."""
@@ -109,6 +113,28 @@ class IndependentPrior:
     def log_normaliser(self, n_items: int) -> float:
         """-n log width; 0 without a prior."""
         return 0.0 if self.width is None else -n_items * log(self.width)
+
+
+@dataclass(frozen=True, eq=False)
+class StandIns:
+    """Normal stand-ins exp(b s - a s²/2), one per item, for a prior whose shape is not normal (`score_shape`).
+
+    Attributes:
+        precisions: (n_items,) a, logits⁻²; negative where the shape has more than one hump around an item.
+        shifts: (n_items,) b, logits⁻¹.
+    """
+
+    precisions: FloatArray
+    shifts: FloatArray
+
+    def widened(self, factor: float) -> "StandIns":
+        """The stand-ins of a prior `factor` times as wide around the same places."""
+        return StandIns(self.precisions / factor**2, self.shifts / factor**2)
+
+    def add_to(self, matrix: FloatArray, pairs: PairCounts) -> Stiffening:
+        """See `PriorPrecision.add_to`; nothing is stiffened."""
+        matrix.flat[:: pairs.n_items + 1] += self.precisions
+        return Stiffening(np.zeros(int(pairs.components.max()) + 1), 0.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -478,12 +478,12 @@ def test_score_intervals_are_those_of_gibbs_draws_on_a_wide_scale_where_the_mode
     fit = fit_bradley_terry(winners, losers, 20)
     draws = draw_posterior(judgment_table(winners, losers, 20), seed=1, n_draws=2500, thin=1)
     intervals = fit.score_intervals()
-    assert intervals.mean(axis=1) == pytest.approx(fit.posterior_means)
+    assert intervals.mean(axis=1) == pytest.approx(fit.posterior.moments()[0])
     spread = draws.scores.std(axis=0)
     # a normal curve has its ends elsewhere than a skew one, by a few tenths of a standard deviation
-    assert np.abs((fit.posterior_means - draws.means) / spread).max() < 0.25
-    assert fit.posterior_sds.mean() == pytest.approx(spread.mean(), rel=0.1)
-    assert np.linalg.norm(fit.posterior_means - draws.means) < 0.25 * np.linalg.norm(fit.scores - draws.means)
+    assert np.abs((fit.posterior.moments()[0] - draws.means) / spread).max() < 0.25
+    assert fit.posterior.moments()[1].mean() == pytest.approx(spread.mean(), rel=0.1)
+    assert np.linalg.norm(fit.posterior.moments()[0] - draws.means) < 0.25 * np.linalg.norm(fit.scores - draws.means)
 
 
 def test_posterior_moments_are_those_of_gibbs_draws_at_the_same_width_where_the_mode_and_its_covariance_are_off():

@@ -576,7 +576,7 @@ def test_on_a_wide_scale_that_is_not_normal_adaptive_pairing_comes_nearer_to_the
         fit = fitted(history, essay_ids)
         low, high = fit.score_intervals().T
         true = np.array(list(truth.values()))
-        miss[design] = float(np.sqrt(np.mean((fit.posterior_means - true) ** 2)))
+        miss[design] = float(np.sqrt(np.mean((fit.posterior.moments()[0] - true) ** 2)))
         held[design] = float(np.mean((low <= true) & (true <= high)))
     assert miss[ADAPTIVE] < 0.8 * miss[BALANCED]
     assert held[ADAPTIVE] > 0.8
