@@ -14,6 +14,7 @@ _WORDS = {
     "split_half": "  split-half (misleading unless pairing ignored the results)",
     "shrunken_reliability": "  var / (var + error) (likewise)",
     "prior_sd": "spread of the scale σ (logits)",
+    "normal_share": "probability that scores are normally spread ",
     "order_effect": "advantage of the essay read first (logits)",
     "first_wins": "share won by the essay read first",
     "repeat_agreement_same_order": "agreement when asked again, same order",
@@ -66,6 +67,8 @@ def _print(summary: dict[str, Any], essays: list[dict[str, Any]], surprises: lis
 
     for name, words in _WORDS.items():
         value = summary[name]
+        if name == "normal_share" and value is None:
+            continue
         line = "unknown" if value is None else f"{value:.3f}"
         if name == "prior_sd":
             line += f" (95 %: {summary['prior_sd_low']:.2f} to {summary['prior_sd_high']:.2f})"

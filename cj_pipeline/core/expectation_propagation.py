@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cj_pipeline.core.bradley_terry_mode import Information, find_mode
+from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.pair_counts import PairCounts
 from cj_pipeline.core.score_prior import IndependentPrior, ScorePrior, StandIns
 from cj_pipeline.core.score_shape import ScoreShape
@@ -38,7 +39,6 @@ MOMENT_TOLERANCE: Final = 1e-4
 """Sites are consistent when no pair's exact mean and variance differ from those of q by more than this, in units of
 its standard deviation and variance. The evidence is stationary there, so its error is of the order of the square."""
 
-_MOST_SWEEPS: Final = 40
 _DAMPING: Final = 0.9
 _LEAST_DAMPING: Final = 0.1
 _REGAINED: Final = 1.2
@@ -47,6 +47,7 @@ _MODE_TOLERANCE: Final = 1e-3
 _LEAST_KEPT: Final = 1e-9
 # An item's site may widen its cavity by no more than makes its variance ten times as large.
 _MOST_WIDENED: Final = 0.9
+_MOST_RETREATS: Final = 6
 # The integral over one pair's difference: steps to its mode, standard deviations of the cavity that are seen.
 _MODE_STEPS: Final = 4
 _CAVITY_REACH: Final = 7.0
@@ -118,12 +119,21 @@ class NormalPosterior:
         return self.means + off.T, self.advantage + advantages
 
 
+@dataclass(frozen=True, eq=False)
+class _Moments:
+    """(n_pairs,) means, logits, and variances, logits², of predictors."""
+
+    means: FloatArray
+    variances: FloatArray
+
+
 def propagate(
     pairs: PairCounts,
     prior: ScorePrior | ScoreShape,
     start: Sites | None = None,
     *,
     tolerance: float = MOMENT_TOLERANCE,
+    most_sweeps: int = 40,
 ) -> NormalPosterior:
     """The fixed point of expectation propagation at one prior.
 
@@ -135,20 +145,21 @@ def propagate(
         prior: of the scores, proper; a shape is every item's, independently.
         start: sites found at a prior nearby, a shape's at a shape; without, those of the mode.
         tolerance: see `MOMENT_TOLERANCE`.
+        most_sweeps: after so many it ends where it is.
 
     Returns:
-        What was reached within 40 sweeps; `converged` says whether that is the fixed point. Priors that are many times
+        What was reached; `converged` says whether that is the fixed point. Priors that are many times
         wider than the scores are slow, and their evidence is close long before their moments are.
 
     Raises:
         InputError: the precision matrix is singular to working precision, or, with a shape, not positive definite.
     """
     if isinstance(prior, ScoreShape):
-        return _propagate_shaped(pairs, prior, start, tolerance)
+        return _propagate_shaped(pairs, prior, start, _Pace(tolerance, most_sweeps))
     sites = _sites_of_mode(pairs, prior) if start is None else start
     origin = prior.start(pairs.n_items)
     offsets = pairs.predictor(origin, 0.0)
-    pace = _Pace(tolerance)
+    pace = _Pace(tolerance, most_sweeps)
     while True:
         information = Information.of_weights(pairs, sites.precisions, prior)
         slope, advantage_slope = pairs.transposed(sites.shifts - sites.precisions * offsets)
@@ -175,50 +186,113 @@ def propagate(
     )
 
 
-def _propagate_shaped(pairs: PairCounts, shape: ScoreShape, start: Sites | None, tolerance: float) -> NormalPosterior:
+def _propagate_shaped(pairs: PairCounts, shape: ScoreShape, start: Sites | None, pace: "_Pace") -> NormalPosterior:
     """`propagate` under a shape: sites of pairs and of items are updated from the same q."""
     sites = _sites_of_mode(pairs, IndependentPrior(shape.sd)) if start is None else start
     items = sites.of_items
     if items is None:
         items = StandIns(np.full(pairs.n_items, shape.sd**-2), np.full(pairs.n_items, shape.moments[0] / shape.sd**2))
-    pace = _Pace(tolerance)
-    while True:
+    try:
+        at = _ShapedSweep.of(pairs, shape, sites, items)
+    except InputError:
+        # stand-ins that are no distribution together; without the negative ones they are
+        at = _ShapedSweep.of(pairs, shape, sites, StandIns(np.maximum(items.precisions, 0.0), items.shifts))
+    while not pace.is_done(at.disagreement()):
+        onward = at.onward(pace.damping)
+        if onward is None:
+            break
+        at = onward
+    mass = float((at.log_masses - _log_masses_of(at.sites, at.cavity)).sum())
+    mass += float((at.own_log_masses - _log_masses_of(at.items, at.own_cavity)).sum())
+    return NormalPosterior(
+        means=at.own.means,
+        advantage=at.advantage,
+        information=at.information,
+        # beside a normal prior, whose normaliser leaves out as many factors of (2 pi)^-1/2
+        log_evidence=mass + 0.5 * (pairs.n_items * log(2.0 * pi) + at.explained - at.information.log_determinant()),
+        sites=Sites(at.sites.precisions, at.sites.shifts, at.items),
+        sweeps=pace.sweeps,
+        converged=pace.converged,
+        item_cavities=(at.own_cavity.means, at.own_cavity.variances),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _ShapedSweep:
+    """q under a shape at given sites, and what each pair and each item would have it be."""
+
+    shape: ScoreShape
+    sites: Sites
+    items: StandIns
+    information: Information
+    advantage: float
+    explained: float
+    marginal: _Moments
+    cavity: _Moments
+    exact: _Moments
+    log_masses: FloatArray
+    own: _Moments
+    own_cavity: _Moments
+    own_exact: _Moments
+    own_log_masses: FloatArray
+
+    @classmethod
+    def of(cls, pairs: PairCounts, shape: ScoreShape, sites: Sites, items: StandIns) -> "_ShapedSweep":
+        """One sweep.
+
+        Raises:
+            InputError: the sites do not make a distribution, or not without one of them.
+        """
         information = Information.of_weights(pairs, sites.precisions, items)
         slope, advantage_slope = pairs.transposed(sites.shifts)
         slope = slope + items.shifts
         means, advantage = information.step(slope, advantage_slope)
-        own_spread, spread = information.variances()
-        own, marginal = _Moments(means, own_spread), _Moments(pairs.predictor(means, advantage), spread)
-        cavity = _without(marginal, sites)
+        own_variances, variances = information.variances()
+        own, marginal = _Moments(means, own_variances), _Moments(pairs.predictor(means, advantage), variances)
+        improper = (variances <= 0.0) | (sites.precisions * variances >= 1.0)
+        if improper.any() or (items.precisions * own_variances > 1.0 + _LEAST_KEPT).any():
+            raise InputError("with one site taken out, the others are no distribution")
+        cavity, own_cavity = _without(marginal, sites), _without(own, items)
         exact, log_masses = _tilted(pairs, cavity)
-        own_cavity = _without(own, items)
-        own_means, own_variances, own_log_masses = shape.tilted_moments(own_cavity.means, own_cavity.variances)
-        own_exact = _Moments(own_means, own_variances)
-        if pace.is_done(max(_disagreement(exact, marginal), _disagreement(own_exact, own))):
-            break
-        sites = _towards(sites, _sites_between(cavity, exact), pace.damping)
-        items = _stand_ins_towards(items, own_cavity, own_exact, pace.damping)
-    mass = float((log_masses - _log_masses_of(sites, cavity)).sum())
-    mass += float((own_log_masses - _log_masses_of(items, own_cavity)).sum())
-    explained = float(slope @ means) + advantage_slope * advantage
-    return NormalPosterior(
-        means=means,
-        advantage=advantage,
-        information=information,
-        # beside a normal prior, whose normaliser leaves out as many factors of (2 pi)^-1/2
-        log_evidence=mass + 0.5 * (pairs.n_items * log(2.0 * pi) + explained - information.log_determinant()),
-        sites=Sites(sites.precisions, sites.shifts, items),
-        sweeps=pace.sweeps,
-        converged=pace.converged,
-        item_cavities=(own_cavity.means, own_cavity.variances),
-    )
+        *own_exact, own_log_masses = shape.tilted_moments(own_cavity.means, own_cavity.variances)
+        return cls(
+            shape=shape,
+            sites=sites,
+            items=items,
+            information=information,
+            advantage=advantage,
+            explained=float(slope @ means) + advantage_slope * advantage,
+            marginal=marginal,
+            cavity=cavity,
+            exact=exact,
+            log_masses=log_masses,
+            own=own,
+            own_cavity=own_cavity,
+            own_exact=_Moments(*own_exact),
+            own_log_masses=own_log_masses,
+        )
+
+    def disagreement(self) -> float:
+        return max(_disagreement(self.exact, self.marginal), _disagreement(self.own_exact, self.own))
+
+    def onward(self, damping: float) -> "_ShapedSweep | None":
+        """The next sweep, less far where that leads out of the distributions; None where nothing leads on."""
+        wanted = _sites_between(self.cavity, self.exact)
+        for retreat in range(_MOST_RETREATS):
+            part = damping * 0.5**retreat
+            items = _stand_ins_towards(self.items, self.own_cavity, self.own_exact, part)
+            try:
+                return _ShapedSweep.of(self.information.pairs, self.shape, _towards(self.sites, wanted, part), items)
+            except InputError:
+                continue
+        return None
 
 
 class _Pace:
     """How far sweeps go, and when they end."""
 
-    def __init__(self, tolerance: float) -> None:
-        self.tolerance = tolerance
+    def __init__(self, tolerance: float, most_sweeps: int) -> None:
+        self.tolerance, self.most_sweeps = tolerance, most_sweeps
         self.damping, self.sweeps, self.converged = _DAMPING, 0, False
         self._previous = np.inf
 
@@ -226,20 +300,12 @@ class _Pace:
         """Whether the sweep that left moments disagreeing by so much was the last."""
         self.sweeps += 1
         self.converged = disagreement <= self.tolerance
-        if self.converged or self.sweeps >= _MOST_SWEEPS:
+        if self.converged or self.sweeps >= self.most_sweeps:
             return True
         worse = disagreement > self._previous
         self.damping = max(self.damping / 2.0, _LEAST_DAMPING) if worse else min(self.damping * _REGAINED, _DAMPING)
         self._previous = disagreement
         return False
-
-
-@dataclass(frozen=True, eq=False)
-class _Moments:
-    """(n_pairs,) means, logits, and variances, logits², of predictors."""
-
-    means: FloatArray
-    variances: FloatArray
 
 
 def _disagreement(exact: _Moments, marginal: _Moments) -> float:

@@ -55,14 +55,18 @@ _PLACES_PER_FIT: Final = 4
 _BEYOND: Final = 3.0
 _MOST_ROUNDS: Final = 40
 _STEPS_PER_ROUND: Final = 2
+# Looser than elsewhere: evidence is close long before moments are, and with humps these settle slowly.
 _ROUND_TOLERANCE: Final = 0.02
-_TOLERANCE: Final = 2e-3
+_TOLERANCE: Final = 0.01
+_MOST_SWEEPS: Final = 15
 _LEAST_GAIN: Final = 0.02
 _MOST_HALVINGS: Final = 10
 _LEAST_CURVATURE: Final = 1e-3
 # Logarithms: of the share below which a smoothing is left out, and of the density below which a width is.
 _NEGLIGIBLE: Final = 4.0
 _LOG_DENSITY_DROP: Final = 7.0
+# Logarithm of the most that a shape is stretched or compressed.
+_WIDTH_REACH: Final = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,7 +274,9 @@ class _Search:
         """One width of a shape; None where it cannot be, or its posterior cannot be found."""
         shape = learned.shape.stretched(float(np.exp(step * self.spacing)))
         log_prior = self.log_prior(log(shape.sd))
-        found = self._propagate(shape, start, _TOLERANCE) if isfinite(log_prior) else None
+        if abs(step) * self.spacing > _WIDTH_REACH or not isfinite(log_prior):
+            return None
+        found = self._propagate(shape, start, _TOLERANCE)
         if found is None:
             return None
         weight = found.log_evidence + log_prior + learned.log_occam - log(len(SMOOTHINGS))
@@ -278,12 +284,12 @@ class _Search:
 
     def _propagate(self, shape: ScoreShape, sites: Sites, tolerance: float) -> NormalPosterior | None:
         try:
-            found = propagate(self.pairs, shape, sites, tolerance=tolerance)
+            found = propagate(self.pairs, shape, sites, tolerance=tolerance, most_sweeps=_MOST_SWEEPS)
         except InputError:
             # with humps, stand-ins may be negative, and all together not be a distribution
             return None
         self.sweeps += found.sweeps
-        return found
+        return found if isfinite(found.log_evidence) else None
 
 
 def _stretched(sites: Sites, factor: float) -> Sites:

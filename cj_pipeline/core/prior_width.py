@@ -194,6 +194,12 @@ class _Lattice:
         while True:
             top = max(self.laplace, key=self.laplace.__getitem__)
             beside = [offset for offset in (top - spacing, top + spacing) if self._possible(offset)]
+            # next to the end of what is possible, no midpoint has come to lie there
+            unknown = [offset for offset in beside if offset not in self.laplace]
+            if unknown:
+                for offset in unknown:
+                    self._find_mode(offset)
+                continue
             if all(self.laplace[top] - self.laplace[offset] <= _LOG_DENSITY_DROP for offset in beside):
                 return top, spacing
             for offset in beside:

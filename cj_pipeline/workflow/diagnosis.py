@@ -21,6 +21,7 @@ from cj_pipeline.core.judgment_table import judgment_table_of
 from cj_pipeline.core.models import ComparisonStatus, Essay
 from cj_pipeline.core.posterior import draw_posterior
 from cj_pipeline.core.predictions import calibration_table, predict_wins, surprising_judgments
+from cj_pipeline.core.prior_shape import SHAPED_FROM
 from cj_pipeline.core.reliability import (
     expected_r_squared,
     indistinguishable_groups,
@@ -144,6 +145,7 @@ def diagnose(
         "prior_sd": prior_sd,
         "prior_sd_low": low,
         "prior_sd_high": high,
+        "normal_share": _normal_share(fit),
         "order_effect": fit.order_effect,
         "order_effect_se": fit.order_effect_se,
         **_bias(bias),
@@ -207,7 +209,7 @@ def diagnose(
         ],
         drift=_drift(batch, ids, fit),
         validity=_validity(fit.scores.tolist(), essays, _expert_grades(ledger, batch_id, essays), groups or {}),
-        notes=[*_notes(bias, misfit, ids), *_bank_notes(batch)],
+        notes=[*_notes(bias, misfit, ids), *_shape_notes(fit), *_bank_notes(batch)],
     )
 
 
@@ -224,6 +226,27 @@ def _drift(batch: BatchRecord, ids: Sequence[str], fit: BradleyTerryFit) -> list
         {"anchor": one.anchor, "drift": one.drift, "se": None if isinf(one.se) else one.se, "z": one.z}
         | {"detectable": None if isinf(one.detectable) else one.detectable}
         for one in seen
+    ]
+
+
+def _normal_share(fit: BradleyTerryFit) -> float | None:
+    """Probability that scores are normally spread; None where there are too few of them to tell."""
+    if fit.posterior is None or fit.n_items < SHAPED_FROM:
+        return None
+    return fit.posterior.normal_share
+
+
+def _shape_notes(fit: BradleyTerryFit) -> list[str]:
+    share = _normal_share(fit)
+    if share is None or share >= 0.5:
+        return []
+    low, high = fit.score_intervals().T
+    outside = int(((fit.scores < low) | (fit.scores > high)).sum())
+    return [
+        "The scores are probably not normally spread. Their 95 % intervals allow for that; the scores themselves do "
+        "not, and lie nearer to the middle of the scale than the intervals say"
+        + (f", {outside} of them outside their own. " if outside else ". ")
+        + "The order of the essays is hardly touched."
     ]
 
 

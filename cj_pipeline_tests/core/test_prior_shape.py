@@ -6,6 +6,7 @@ from scipy.integrate import quad
 from scipy.stats import gaussian_kde
 
 from cj_pipeline.core.bradley_terry import fit_bradley_terry
+from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.expectation_propagation import propagate
 from cj_pipeline.core.judgment_table import judgment_table
 from cj_pipeline.core.pair_counts import count_pairs
@@ -262,3 +263,45 @@ def random_walk(winners, losers, n, shape, rng, sweeps=6000):
         if sweep >= 500 and sweep % 10 == 0:
             kept.append(scores - scores.mean())
     return np.array(kept)
+
+
+@pytest.mark.parametrize(
+    "truth, per_item, perfect",
+    [
+        (np.zeros(100), 4, False),
+        (8.0 * (np.arange(110) % 2), 8, False),
+        (3.0 * (np.arange(120) % 3), 2, False),
+        (np.concatenate([[25.0, 25.0], np.linspace(-1, 1, 98)]), 20, False),
+        (np.arange(100.0), 6, True),
+        (np.where(np.arange(130) < 6, 8.0, 0.0) + np.linspace(0, 1, 130), 8, False),
+    ],
+    ids=["nobody is better", "two groups", "three groups", "two outliers", "never contradicted", "a rare kind"],
+)
+def test_whatever_the_judgments_moments_are_finite_and_covariances_are_covariances(truth, per_item, perfect):
+    winners, losers, _ = judged(np.asarray(truth) * (1e6 if perfect else 1.0), per_item, 12)
+    n = len(truth)
+    fit = fit_bradley_terry(winners, losers, n)
+    means, sds = fit.posterior.moments()
+    assert np.isfinite(means).all()
+    assert (sds > 0.0).all() and np.isfinite(sds).all()
+    assert means.sum() == pytest.approx(0.0, abs=1e-6 * n * np.abs(means).max())
+    assert fit.posterior.masses.sum() == pytest.approx(1.0)
+    covariance = fit.integrated_moments(widened=2.0)[1]
+    assert np.linalg.eigvalsh(covariance)[0] > -1e-6 * np.abs(covariance).max()
+    draws = draw_posterior(judgment_table(winners, losers, n), seed=1, n_draws=20, burn_in=5, width_prior="flat")
+    assert np.isfinite(draws.scores).all()
+    assert draws.widths.max() <= 10.0 * (1.0 + 1e-9)
+
+
+def test_pairing_goes_by_the_covariance_under_the_shape_and_its_spread():
+    rng = np.random.default_rng(13)
+    fit = fit_bradley_terry(*judged_near(exponential(rng, 160), 14), 160)
+    assert fit.posterior.normal_share < 0.5
+    means, covariance = fit.integrated_moments()
+    np.testing.assert_allclose(means, fit.posterior.moments()[0])
+    # at the likeliest width of the likeliest shape, where the average is near to it
+    assert np.sqrt(np.diag(covariance)).mean() == pytest.approx(fit.posterior.moments()[1].mean(), rel=0.05)
+    widened = fit.integrated_moments(widened=2.0)[1]
+    assert np.trace(widened) > 1.02 * np.trace(covariance)
+    with pytest.raises(InputError, match="at least 1"):
+        fit.integrated_moments(widened=0.5)

@@ -8,11 +8,22 @@ import pytest
 
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.grade_scale import get_grade_scale
-from cj_pipeline.core.models import Winner
+from cj_pipeline.core.models import BatchKind, PairDesign, Winner
 from cj_pipeline.ledger import UnknownBatchError
+from cj_pipeline.settings import BatchOverrides
 from cj_pipeline.workflow.diagnosis import diagnose, read_groups
+from cj_pipeline.workflow.registration import submit_batch
 from cj_pipeline_tests.builders import rows
-from cj_pipeline_tests.workflow.scenes import SCALE, Through, advance, simulated, submit
+from cj_pipeline_tests.workflow.scenes import (
+    SCALE,
+    Through,
+    advance,
+    batch_request,
+    settings,
+    simulated,
+    students,
+    submit,
+)
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
@@ -54,6 +65,27 @@ def test_the_figures_are_those_of_the_ledgers_judgments_and_nothing_is_stored(le
         assert {surprise["winner_id"], surprise["loser_id"]} == {record.essay_a, record.essay_b}
         assert surprise["chance"] < 0.5
     assert diagnose(ledger, "b", replications=20, draws=60) == found
+
+
+def test_a_batch_of_two_distant_groups_is_said_to_be_not_normally_spread_and_a_small_one_is_not_examined(ledger):
+    both = tuple(
+        replace(student, quality=6.0 * (place % 2) + place / 110) for place, student in enumerate(students(110))
+    )
+    overrides = BatchOverrides(max_comparisons=1000, pair_design=PairDesign.BALANCED, score_stability_threshold=0.0)
+    request = batch_request(assignment_id=None, kind=BatchKind.ANCHOR_ALIGN, overrides=overrides, students=both)
+    submit_batch(ledger, settings(), request)
+    advance(ledger)
+    found = diagnose(ledger, "b", replications=20, draws=60)
+    assert found.summary["normal_share"] < 0.1
+    assert found.summary["draws"] == "ep"
+    outside = sum(not row["score_low"] <= row["score"] <= row["score_high"] for row in found.essays)
+    note = next(note for note in found.notes if "not normally spread" in note)
+    assert ("outside their own" in note) == (outside > 0)
+    submit(ledger, "small", max_comparisons=60)
+    advance(ledger, "small")
+    small = diagnose(ledger, "small", replications=20, draws=60)
+    assert small.summary["normal_share"] is None
+    assert not [note for note in small.notes if "normally spread" in note]
 
 
 def test_too_few_judgments_and_unknown_batches_are_refused(ledger):
