@@ -247,6 +247,7 @@ def find_mode(
     )
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def maximise_likelihood_of_few(pairs: PairCounts, tolerance: float) -> Top:
     """Maximise the likelihood without prior or order effect, of items so few that calls cost more than arithmetic.
 
@@ -262,7 +263,6 @@ def maximise_likelihood_of_few(pairs: PairCounts, tolerance: float) -> Top:
         not.
     """
     from scipy.linalg.lapack import dposv, dpotrs
-    from scipy.special import expit
 
     n = pairs.n_items
     losses = np.zeros((n, n))
@@ -273,12 +273,16 @@ def maximise_likelihood_of_few(pairs: PairCounts, tolerance: float) -> Top:
     ones = np.ones(n)  # a product with it is quicker than a sum
 
     def chance_and_gradient() -> tuple[FloatArray, FloatArray]:
-        chance = expit(scores[:, None] - scores)
+        # what is lost to overflow is not converged
+        strength = np.exp(scores)
+        column = strength[:, None]
+        chance = column / (column + strength)
         surprise = losses * chance
         # pair by pair, so that what nearly cancels does so before it is added up
         return chance, (surprise.T - surprise) @ ones
 
-    scores = start_of_likelihood(pairs)
+    scores = _log_odds(losses.T @ ones, losses @ ones)
+    scores -= scores @ ones / n
     chance, gradient = chance_and_gradient()
     longest, iterations, converged = np.inf, 0, False
     while iterations < _MAX_ITERATIONS:
@@ -287,7 +291,7 @@ def maximise_likelihood_of_few(pairs: PairCounts, tolerance: float) -> Top:
             matrix = chance * chance.T
             matrix *= negative
             diagonal = -(matrix @ ones)
-            matrix.flat[:: n + 1] = diagonal
+            matrix.reshape(-1)[:: n + 1] = diagonal
             # shifts change nothing: any stiffness along them serves
             matrix += (diagonal @ ones) / n**2
             factor, step, failure = dposv(matrix, gradient, lower=True)
@@ -296,7 +300,8 @@ def maximise_likelihood_of_few(pairs: PairCounts, tolerance: float) -> Top:
         else:
             step = dpotrs(factor, gradient, lower=True)[0]
         scores += step
-        longest = max(float(step.max()), -float(step.min()))
+        # in no item is it longer, and a product is quicker than extremes
+        longest = float(step @ step) ** 0.5
         if longest <= tolerance:
             converged = True
             break
@@ -316,4 +321,9 @@ def start_of_likelihood(pairs: PairCounts) -> FloatArray:
     won = pairs.win_counts()
     # of huge weights the losses may come out below zero
     lost = np.maximum(pairs.comparison_counts() - won, 0.0)
-    return pairs.centred_within_components(np.log((won + 0.5) / (lost + 0.5)))
+    return pairs.centred_within_components(_log_odds(won, lost))
+
+
+def _log_odds(won: FloatArray, lost: FloatArray) -> FloatArray:
+    odds: FloatArray = (won + 0.5) / (lost + 0.5)
+    return np.log(odds, out=odds)

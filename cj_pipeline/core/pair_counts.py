@@ -279,7 +279,7 @@ def _closed_labels(n_items: int, origin: IntArray, target: IntArray, connection:
     """The same for few items, for which a sparse graph takes longer to make than the answer: by transitive closure."""
     reach = np.zeros((n_items, n_items))
     reach[origin, target] = 1.0
-    reach.flat[:: n_items + 1] = 1.0
+    reach.reshape(-1)[:: n_items + 1] = 1.0
     if connection == "weak":
         reach[target, origin] = 1.0
     if _first_reaches_all(reach) and (connection == "weak" or _first_reaches_all(reach.T)):
