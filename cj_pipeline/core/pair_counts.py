@@ -26,8 +26,11 @@ IntArray = NDArray[np.int64]
 _JUDGMENTS_AT_ONCE: Final = 65_536
 # So many pairs an item, if they connect everything, save looking at the others.
 _ENOUGH_PAIRS: Final = 32
-FEW_ITEMS: Final = 64
+FEW_ITEMS: Final = 128
 """Up to here, matrices of all pairs are quicker than lists of those judged."""
+
+_CLOSED_UP_TO: Final = 256
+"""Items. Up to here, what hangs together is found sooner on such a matrix than in a sparse graph."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,7 +264,7 @@ def _component_labels(
     n_items: int, origin: IntArray, target: IntArray, connection: Literal["weak", "strong"]
 ) -> IntArray:
     """(n_items,) component labels, 0, 1, … in ascending order of each component's lowest item."""
-    if n_items <= FEW_ITEMS:
+    if n_items <= _CLOSED_UP_TO:
         return _closed_labels(n_items, origin, target, connection)
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
@@ -300,7 +303,8 @@ def _first_reaches_all(reach: FloatArray) -> bool:
     """Whether paths lead from item 0 to every item, in a matrix of ones for steps, and for staying."""
     ways, reached = reach[0], 0
     while (number := int(np.count_nonzero(ways))) > reached:
-        ways, reached = ways @ reach, number  # at most 64⁶⁴ ways
+        # only whether there are ways counts, not how many
+        ways, reached = np.minimum(ways @ reach, 1.0), number
     return reached == len(reach)
 
 
