@@ -206,6 +206,7 @@ def night_scores(night: str, anchors: Mapping[str, int], fit: BradleyTerryFit) -
     names = tuple(sorted(anchors))
     if len(names) < 2:
         raise InputError(f"night {night}: a bank needs at least two anchors, not {len(names)}")
+    fit = fit.at_normal_prior()
     if not isinstance(fit.prior, IndependentPrior) or fit.prior_sd is None:
         raise InputError(f"night {night}: its fit must be under an independent prior, without known items")
     items = np.array([anchors[name] for name in names], dtype=np.int64)

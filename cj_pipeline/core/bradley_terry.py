@@ -24,7 +24,7 @@ References:
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Final, Literal, Protocol, cast
@@ -40,7 +40,7 @@ from cj_pipeline.core.models import Comparison, ComparisonStatus, Winner
 from cj_pipeline.core.pair_counts import FEW_ITEMS, PairCounts, count_pairs, require_finite_estimate, strong_components
 from cj_pipeline.core.prior_shape import ScorePosterior, posterior_over_shapes
 from cj_pipeline.core.prior_width import checked_width, log_hyperprior, width_posterior
-from cj_pipeline.core.score_prior import AnchoredPrior, IndependentPrior, KnownItems, PriorPrecision, ScorePrior
+from cj_pipeline.core.score_prior import AnchoredPrior, IndependentPrior, KnownItems, ScorePrior, StandIns
 from cj_pipeline.core.sparse_bradley_terry import (
     Variances,
     find_sparse_mode,
@@ -94,7 +94,8 @@ class BradleyTerryFit:
 
     Attributes:
         scores: (n_items,) logits, in the batch frame: summing to zero, in every component where there are several.
-            Known items relate components, so with them the sum over all items is zero.
+            Known items relate components, so with them the sum over all items is zero. Where scores are probably not
+            normally spread, the means of their posterior; else its mode.
         n_items: number of items.
         components: (n_items,) labels of the connected components of the comparison graph. Scores of different
             components share no judgment: only a prior relates them.
@@ -102,16 +103,17 @@ class BradleyTerryFit:
             that the maximum-likelihood estimate is finite (Ford 1957).
         converged: whether the last full Newton step was at most `STEP_TOLERANCE` in every item.
         iterations: Newton steps taken in all, with steps and sweeps on the grid of prior widths.
-        prior_sd: logits; the width of the prior that the scores are at, None for maximum likelihood. With known items
-            it is that of the others.
+        prior_sd: logits; the width of the normal prior, which the scores are at unless another shape is likelier; None
+            for maximum likelihood. With known items it is that of the others.
         prior_sd_interval: logits; 95 % posterior interval of a fitted width, else None.
         order_effect: logits by which being read first helps; None if it was not fitted.
         order_effect_se: its standard error, logits.
         comparison_counts: (n_items,) number of judgments of each item (sum of their weights).
         pairs: the judgments, added up over pairs.
-        prior: what the scores were fitted under.
+        prior: what the scores were fitted under; of a shape that is likelier than the normal one, its stand-ins.
         score_spread: (n_items, k) matrix S; S Sᵀ is the covariance of the scores over the fitted width's
-            posterior (of the bank scores, with known items). k is 0 when the width was not fitted.
+            posterior (of the bank scores, with known items), or of the means over widths and shapes where the scores
+            are under a shape. k is 0 when the width was not fitted.
         posterior: of the scores, width and shape of the prior integrated out; None unless the width was fitted.
         bank_scores: (n_items,) logits, in the bank frame, which is that of the known items' means; None without them.
     """
@@ -128,7 +130,7 @@ class BradleyTerryFit:
     order_effect_se: float | None
     comparison_counts: FloatArray
     pairs: PairCounts = field(repr=False)
-    prior: ScorePrior = field(repr=False)
+    prior: ScorePrior | StandIns = field(repr=False)
     score_spread: FloatArray = field(repr=False)
     posterior: ScorePosterior | None = field(repr=False)
     bank_scores: FloatArray | None = None
@@ -211,16 +213,24 @@ class BradleyTerryFit:
         if not widened >= 1.0 or (widened > 1.0 and self.bank_scores is not None):
             raise InputError("a prior can be widened by a factor of at least 1, and only without known items")
         means, covariance = self.posterior_moments()
-        spread = self.score_spread
+        likeliest = None
         if self.posterior is not None:
             means = self.posterior.moments()[0]
-        if self.posterior is not None and self.posterior.normal_share < 0.5:
-            sites, stand_ins = self.posterior.likeliest_shape()
-            covariance = self._covariance_under(stand_ins.widened(widened), sites)
-            spread = self.posterior.spread()
+            likeliest = self.posterior.likeliest_shape()
+        if likeliest is not None:
+            covariance = self._covariance_under(likeliest.stand_ins.widened(widened), likeliest.sites)
         elif widened > 1.0 and self.prior_sd is not None:
             covariance = self._covariance_under(IndependentPrior(widened * self.prior_sd), self._propagated.sites)
-        return means, covariance + _centred(spread @ spread.T)
+        return means, covariance + _centred(self.score_spread @ self.score_spread.T)
+
+    def at_normal_prior(self) -> "BradleyTerryFit":
+        """The fit itself, or, where its scores are under a learned shape, what `prior_sd` as a number would have given.
+
+        What takes the prior out of the scores again asks for this one.
+        """
+        if not isinstance(self.prior, StandIns):
+            return self
+        return self._at_normal_prior
 
     @property
     def standard_error_accuracy(self) -> "StandardErrorAccuracy":
@@ -347,10 +357,24 @@ class BradleyTerryFit:
         return _frozen(_centred(self._inverse))
 
     @cached_property
-    def _propagated(self) -> NormalPosterior:
-        return propagate(self.pairs, self.prior)
+    def _at_normal_prior(self) -> "BradleyTerryFit":
+        prior = IndependentPrior(self.prior_sd)
+        mode = find_mode(self.pairs, prior, self.scores, self.order_effect or 0.0, STEP_TOLERANCE)
+        return replace(
+            self,
+            scores=mode.scores,
+            prior=prior,
+            order_effect=mode.advantage if self.pairs.ordered else None,
+            score_spread=np.zeros((self.n_items, 0)),
+            posterior=None,
+        )
 
-    def _covariance_under(self, prior: PriorPrecision, sites: Sites) -> FloatArray:
+    @cached_property
+    def _propagated(self) -> NormalPosterior:
+        prior = self.prior if not isinstance(self.prior, StandIns) else IndependentPrior(self.prior_sd)
+        return propagate(self.pairs, prior)
+
+    def _covariance_under(self, prior: ScorePrior | StandIns, sites: Sites) -> FloatArray:
         """Centred; the judgments' precisions as found under one prior, combined with another."""
         return _centred(Information.of_weights(self.pairs, sites.precisions, prior).inverse())
 
@@ -367,6 +391,9 @@ class BradleyTerryFit:
 
     @property
     def _inverse(self) -> FloatArray:
+        likeliest = None if self.posterior is None else self.posterior.likeliest_shape()
+        if likeliest is not None:
+            return Information.of_weights(self.pairs, likeliest.sites.precisions, likeliest.stand_ins).inverse()
         return Information.at(self.pairs, self.scores, self.order_effect or 0.0, self.prior).inverse()
 
 
@@ -476,8 +503,12 @@ def fit_bradley_terry(
     if isinstance(mode, Mode) and pairs.ordered:
         advantage = mode.advantage
         advantage_variance += Information.at(pairs, mode.scores, advantage, prior).advantage_variance
+    scores = mode.scores if known is None else mode.scores - mode.scores.mean()
+    under: ScorePrior | StandIns = prior
+    if scores_posterior is not None and (likeliest := scores_posterior.likeliest_shape()) is not None:
+        scores, spread, under = scores_posterior.moments()[0], scores_posterior.spread(), likeliest.stand_ins
     return BradleyTerryFit(
-        scores=mode.scores if known is None else mode.scores - mode.scores.mean(),
+        scores=scores,
         n_items=pairs.n_items,
         components=pairs.components,
         win_components=win_components,
@@ -489,7 +520,7 @@ def fit_bradley_terry(
         order_effect_se=advantage_variance**0.5 if pairs.ordered else None,
         comparison_counts=pairs.comparison_counts(),
         pairs=pairs,
-        prior=prior,
+        prior=under,
         score_spread=spread,
         posterior=scores_posterior,
         bank_scores=None if known is None else mode.scores,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.pair_counts import PairCounts
-from cj_pipeline.core.score_prior import PriorPrecision, ScorePrior, Stiffening
+from cj_pipeline.core.score_prior import ScorePrior, StandIns, Stiffening
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -61,7 +61,7 @@ class Information:
     complement: float
 
     @classmethod
-    def at(cls, pairs: PairCounts, scores: FloatArray, advantage: float, prior: PriorPrecision) -> "Information":
+    def at(cls, pairs: PairCounts, scores: FloatArray, advantage: float, prior: ScorePrior | StandIns) -> "Information":
         """H at (n_items,) scores and an advantage, logits.
 
         Raises:
@@ -70,7 +70,7 @@ class Information:
         return cls.of_weights(pairs, pairs.derivatives(scores, advantage)[1], prior)
 
     @classmethod
-    def of_weights(cls, pairs: PairCounts, weights: FloatArray, prior: PriorPrecision) -> "Information":
+    def of_weights(cls, pairs: PairCounts, weights: FloatArray, prior: ScorePrior | StandIns) -> "Information":
         """H where predictors have the precisions `weights` (n_pairs,), logits⁻²; otherwise as `at`."""
         from scipy.linalg.lapack import dpotrf
 

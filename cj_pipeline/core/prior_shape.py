@@ -44,6 +44,9 @@ FloatArray = NDArray[np.float64]
 SHAPED_FROM: Final = 100
 """Items. Fewer hardly show a shape, and keep the normal prior."""
 
+SHAPED_UP_TO: Final = 3_000
+"""Items. More keep it, too: every sweep takes a dense matrix of them."""
+
 SMOOTHINGS: Final = (1.0, 0.1, 0.01)
 """Strong to weak. What is beyond the normal prior has half of the prior probability, evenly shared."""
 
@@ -105,19 +108,30 @@ class ScorePosterior:
         spread: FloatArray = (np.sqrt(self.masses)[:, None] * deviations).T
         return spread
 
-    def likeliest_shape(self) -> tuple[Sites, StandIns]:
-        """Sites of the pairs and stand-ins of the prior at the likeliest prior that is not normal.
+    def likeliest_shape(self) -> "Likeliest | None":
+        """The likeliest prior that is not normal; None where a normal one is as likely as all these together."""
+        if self.normal_share >= 0.5:
+            return None
+        shaped = [
+            (mass, place, sites.of_items)
+            for place, (mass, sites) in enumerate(zip(self.masses.tolist(), self.sites, strict=True))
+            if sites.of_items is not None
+        ]
+        _, place, stand_ins = max(shaped, key=lambda found: found[0])
+        return Likeliest(self.sites[place], stand_ins)
 
-        Raises:
-            InputError: all are normal.
-        """
-        best: tuple[float, Sites, StandIns] | None = None
-        for mass, sites in zip(self.masses.tolist(), self.sites, strict=True):
-            if sites.of_items is not None and (best is None or mass > best[0]):
-                best = mass, sites, sites.of_items
-        if best is None:
-            raise InputError("the scores are taken as normally spread: there is no other shape")
-        return best[1], best[2]
+
+@dataclass(frozen=True, eq=False)
+class Likeliest:
+    """What stands for the likeliest shape.
+
+    Attributes:
+        sites: of the pairs.
+        stand_ins: of the prior.
+    """
+
+    sites: Sites
+    stand_ins: StandIns
 
 
 def posterior_over_shapes(
@@ -135,7 +149,7 @@ def posterior_over_shapes(
         normal: the posterior of the normal prior's width.
         prior_of: the normal prior at a width, logits.
         log_prior: log density of log width, up to a constant; of a shape, of its standard deviation.
-        shaped: whether shapes are tried at all; with known items they are not.
+        shaped: whether shapes are tried, where judgments connect all items; with known items they are not.
     """
     points = [
         _Point(prior_of(width), width, float(density), mean, variance, sites)
@@ -144,7 +158,8 @@ def posterior_over_shapes(
         )
     ]
     sweeps, n_normal = 0, len(points)
-    if shaped and pairs.n_items >= SHAPED_FROM:
+    connected = not pairs.components.any()
+    if shaped and connected and SHAPED_FROM <= pairs.n_items <= SHAPED_UP_TO:
         search = _Search(pairs, normal, log_prior)
         search.run()
         points += search.points

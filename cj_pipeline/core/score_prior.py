@@ -38,14 +38,7 @@ class Stiffening:
     log_determinant: float
 
 
-class PriorPrecision(Protocol):
-    """The precision matrix P of a normal prior of the scores, P possibly zero."""
-
-    def add_to(self, matrix: FloatArray, pairs: PairCounts) -> Stiffening:
-        """Add P to the (n_items, n_items) information matrix of the judgments, in place, and make it regular."""
-
-
-class ScorePrior(PriorPrecision, Protocol):
+class ScorePrior(Protocol):
     """A normal prior of the scores with mean m and precision matrix P, P possibly zero."""
 
     def penalty(self, scores: FloatArray) -> float:
@@ -53,6 +46,9 @@ class ScorePrior(PriorPrecision, Protocol):
 
     def slope(self, scores: FloatArray) -> FloatArray:
         """(n_items,) P (scores - m)."""
+
+    def add_to(self, matrix: FloatArray, pairs: PairCounts) -> Stiffening:
+        """Add P to the (n_items, n_items) information matrix of the judgments, in place, and make it regular."""
 
     def centred(self, values: FloatArray, pairs: PairCounts) -> FloatArray:
         """`values` without what rounding left of a shift that the prior rules out at the mode."""
@@ -132,7 +128,7 @@ class StandIns:
         return StandIns(self.precisions / factor**2, self.shifts / factor**2)
 
     def add_to(self, matrix: FloatArray, pairs: PairCounts) -> Stiffening:
-        """See `PriorPrecision.add_to`; nothing is stiffened."""
+        """See `ScorePrior.add_to`; nothing is stiffened."""
         matrix.flat[:: pairs.n_items + 1] += self.precisions
         return Stiffening(np.zeros(int(pairs.components.max()) + 1), 0.0)
 

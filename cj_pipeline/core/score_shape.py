@@ -76,8 +76,10 @@ class ScoreShape:
         mass[:, [0, -1]] *= 0.5
         total = mass.sum(axis=1)
         means = np.vecdot(mass, x) / total
-        variances = np.vecdot(mass, (x - means[:, None]) ** 2) / total
         spacing = (end - start) * _QUADRATURE_PLACES[1]
+        # what is narrower than the spacing may be anywhere between two points
+        variances = np.vecdot(mass, (x - means[:, None]) ** 2) / total
+        variances = np.maximum(variances, spacing**2 / 12.0)
         return means, variances, top + np.log(total * spacing) - 0.5 * np.log(2.0 * np.pi * cavity_variances)
 
 

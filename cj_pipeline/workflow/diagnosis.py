@@ -240,14 +240,7 @@ def _shape_notes(fit: BradleyTerryFit) -> list[str]:
     share = _normal_share(fit)
     if share is None or share >= 0.5:
         return []
-    low, high = fit.score_intervals().T
-    outside = int(((fit.scores < low) | (fit.scores > high)).sum())
-    return [
-        "The scores are probably not normally spread. Their 95 % intervals allow for that; the scores themselves do "
-        "not, and lie nearer to the middle of the scale than the intervals say"
-        + (f", {outside} of them outside their own. " if outside else ". ")
-        + "The order of the essays is hardly touched."
-    ]
+    return ["The scores are probably not normally spread: they and their intervals are those under a learned shape."]
 
 
 def _bank_notes(batch: BatchRecord) -> list[str]:
