@@ -138,7 +138,8 @@ class BradleyTerryFit:
     def covariance(self) -> FloatArray:
         """(n_items, n_items) covariance of the scores in their sum-to-zero convention, logits², read-only.
 
-        C H⁻¹ C with C the centring matrix and H the information matrix plus the prior precision; the
+        C H⁻¹ C with C the centring matrix and H the information matrix plus the prior precision, under a learned shape
+        the precision of the normal distribution that stands for the posterior (`expectation_propagation`); the
         pseudo-inverse of the information matrix for maximum likelihood. An order effect's uncertainty is in it: its
         row and column are eliminated, not held fixed. With a fitted prior width, the spread of
         the scores over the width's posterior is added. Variances of contrasts are the same in both frames.
@@ -149,7 +150,7 @@ class BradleyTerryFit:
         return self._covariance
 
     def covariance_at_width(self) -> FloatArray:
-        """(n_items, n_items) `covariance()` without the spread over a fitted width: as if `prior_sd` were known.
+        """(n_items, n_items) `covariance()` without the spread over a fitted prior, as if that were known.
 
         Raises:
             InputError: see `covariance`.
@@ -213,15 +214,17 @@ class BradleyTerryFit:
         if not widened >= 1.0 or (widened > 1.0 and self.bank_scores is not None):
             raise InputError("a prior can be widened by a factor of at least 1, and only without known items")
         means, covariance = self.posterior_moments()
-        likeliest = None
+        likeliest, spread = None, self.score_spread
         if self.posterior is not None:
             means = self.posterior.moments()[0]
             likeliest = self.posterior.likeliest_shape()
+            if self.posterior.normal_share < 1.0:
+                spread = self.posterior.spread()
         if likeliest is not None:
             covariance = self._covariance_under(likeliest.stand_ins.widened(widened), likeliest.sites)
         elif widened > 1.0 and self.prior_sd is not None:
             covariance = self._covariance_under(IndependentPrior(widened * self.prior_sd), self._propagated.sites)
-        return means, covariance + _centred(self.score_spread @ self.score_spread.T)
+        return means, covariance + _centred(spread @ spread.T)
 
     def at_normal_prior(self) -> "BradleyTerryFit":
         """The fit itself, or, where its scores are under a learned shape, what `prior_sd` as a number would have given.
@@ -452,7 +455,9 @@ def fit_bradley_terry(
         weights: (n_judgments,) positive multiplicities; a weight of 2 is the judgment given twice.
         prior_sd: "fitted": scores ~ N(0, σ²) independently, log σ ~ N(log 2, 1), the posterior of σ by
             expectation propagation (see `prior_width`) on an adaptive grid; the scores are the mode at
-            exp(E[log σ]), and their covariance includes their spread over σ. Every item gets a finite score.
+            exp(E[log σ]), and their covariance includes their spread over σ. Every item gets a finite score. From 100
+            items on, unless some are known, other shapes than the normal are tried (see `prior_shape`); where these are
+            likelier, scores are means over shapes and widths.
             A number: the mode under N(0, prior_sd²), logits. None: maximum likelihood.
         winner_first: (n_judgments,) booleans, whether the winner was the item read first. Given, the advantage of
             being read first is fitted along, under N(0, `ORDER_EFFECT_PRIOR_SD`²) whatever `prior_sd` is, so that it
@@ -494,7 +499,8 @@ def fit_bradley_terry(
                 log_hyperprior,
                 shaped=known is None,
             )
-            iterations, advantage_variance = posterior.iterations, posterior.advantage_variance
+            iterations = posterior.iterations + scores_posterior.sweeps
+            advantage_variance = posterior.advantage_variance
         else:
             width = checked_width(prior_sd)
     prior = _prior(width, known, pairs.n_items)

@@ -48,10 +48,6 @@ class ScoreShape:
         """The same shape, `factor` times as wide."""
         return replace(self, places=self.places * factor, log_density=self.log_density - np.log(factor))
 
-    def log_density_at(self, scores: FloatArray) -> FloatArray:
-        """Log density at scores of any array shape, logits; minus infinity outside."""
-        return np.interp(scores, self.places, self.log_density, left=-np.inf, right=-np.inf)
-
     def tilted_moments(
         self, cavity_means: FloatArray, cavity_variances: FloatArray
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -65,7 +61,10 @@ class ScoreShape:
         low, high = self.places[0], self.places[-1]
         coarse, log_coarse = self.places[::_COARSELY], self.log_density[::_COARSELY]
         product = log_coarse - (coarse - cavity_means[:, None]) ** 2 * (0.5 / cavity_variances)[:, None]
-        centre = coarse[product.argmax(axis=1)]
+        apart = float(coarse[1] - coarse[0])
+        near = coarse[product.argmax(axis=1)]
+        # a narrow cavity has its peak between two of them
+        centre = np.clip(cavity_means, near - apart, near + apart).clip(low, high)
         reach = _CAVITY_REACH * np.sqrt(cavity_variances)
         start, end = np.maximum(centre - reach, low), np.minimum(centre + reach, high)
         x = start[:, None] + (end - start)[:, None] * _QUADRATURE_PLACES

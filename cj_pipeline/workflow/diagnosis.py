@@ -21,7 +21,6 @@ from cj_pipeline.core.judgment_table import judgment_table_of
 from cj_pipeline.core.models import ComparisonStatus, Essay
 from cj_pipeline.core.posterior import draw_posterior
 from cj_pipeline.core.predictions import calibration_table, predict_wins, surprising_judgments
-from cj_pipeline.core.prior_shape import SHAPED_FROM
 from cj_pipeline.core.reliability import (
     expected_r_squared,
     indistinguishable_groups,
@@ -230,8 +229,8 @@ def _drift(batch: BatchRecord, ids: Sequence[str], fit: BradleyTerryFit) -> list
 
 
 def _normal_share(fit: BradleyTerryFit) -> float | None:
-    """Probability that scores are normally spread; None where there are too few of them to tell."""
-    if fit.posterior is None or fit.n_items < SHAPED_FROM:
+    """Probability that scores are normally spread; None where that was not examined."""
+    if fit.posterior is None or not fit.posterior.examined:
         return None
     return fit.posterior.normal_share
 
