@@ -14,7 +14,7 @@ _WORDS = {
     "split_half": "  split-half (misleading unless pairing ignored the results)",
     "shrunken_reliability": "  var / (var + error) (likewise)",
     "prior_sd": "spread of the scale σ (logits)",
-    "normal_share": "probability that scores are normally spread ",
+    "normal_share": "probability that scores are normally spread",
     "order_effect": "advantage of the essay read first (logits)",
     "first_wins": "share won by the essay read first",
     "repeat_agreement_same_order": "agreement when asked again, same order",
