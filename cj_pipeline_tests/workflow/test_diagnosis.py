@@ -67,6 +67,7 @@ def test_the_figures_are_those_of_the_ledgers_judgments_and_nothing_is_stored(le
     assert diagnose(ledger, "b", replications=20, draws=60) == found
 
 
+@pytest.mark.slow
 def test_a_batch_of_two_distant_groups_is_said_to_be_not_normally_spread_and_a_small_one_is_not_examined(ledger):
     both = tuple(
         replace(student, quality=6.0 * (place % 2) + place / 110) for place, student in enumerate(students(110))
