@@ -201,8 +201,10 @@ class BradleyTerryFit:
         """Mean and covariance of the scores' posterior, a fitted prior integrated out; what pairing goes by.
 
         Means are averages over the posterior of the prior's width and shape. To the covariance at `prior_sd`, or, where
-        scores are probably not normally spread, at the likeliest shape, the spread over that posterior is added; where
-        next to nothing is known of the width, the variance is larger still.
+        scores are probably not normally spread, at the likeliest shape, `score_spread` is added; where next to nothing
+        is known of the width, the variance is larger still. Beside a likelier normal prior, means under shapes add
+        nothing: with them, pairs were chosen too far apart (on twenty levels a logit apart, 160 essays, 16 judgments
+        each, six batches, the RMSE was 1.41 instead of .95).
 
         Args:
             widened: at least 1; the covariance at one prior is what it would be if that were so many times as wide and
@@ -214,17 +216,15 @@ class BradleyTerryFit:
         if not widened >= 1.0 or (widened > 1.0 and self.bank_scores is not None):
             raise InputError("a prior can be widened by a factor of at least 1, and only without known items")
         means, covariance = self.posterior_moments()
-        likeliest, spread = None, self.score_spread
+        likeliest = None
         if self.posterior is not None:
             means = self.posterior.moments()[0]
             likeliest = self.posterior.likeliest_shape()
-            if self.posterior.normal_share < 1.0:
-                spread = self.posterior.spread()
         if likeliest is not None:
             covariance = self._covariance_under(likeliest.stand_ins.widened(widened), likeliest.sites)
         elif widened > 1.0 and self.prior_sd is not None:
             covariance = self._covariance_under(IndependentPrior(widened * self.prior_sd), self._propagated.sites)
-        return means, covariance + _centred(spread @ spread.T)
+        return means, covariance + _centred(self.score_spread @ self.score_spread.T)
 
     def at_normal_prior(self) -> "BradleyTerryFit":
         """The fit itself, or, where its scores are under a learned shape, what `prior_sd` as a number would have given.

@@ -362,16 +362,6 @@ def test_pairing_goes_by_the_covariance_under_the_shape_and_its_spread():
         fit.integrated_moments(widened=0.5)
 
 
-def test_beside_a_likelier_normal_prior_the_spread_that_pairing_sees_is_that_over_all_shapes():
-    rng = np.random.default_rng(19)
-    fit = fit_bradley_terry(*judged(2.0 * rng.standard_normal(120), 12, 20)[:2], 120)
-    posterior = fit.posterior
-    assert 0.5 < posterior.normal_share < 0.99
-    off = posterior.means - posterior.masses @ posterior.means
-    spread = np.einsum("k,ki,kj->ij", posterior.masses, off, off)
-    np.testing.assert_allclose(fit.integrated_moments()[1], fit.posterior_moments()[1] + spread, atol=1e-9)
-
-
 def test_the_middle_of_a_learned_density_stays_at_zero_though_judgments_do_not_see_it():
     winners, losers = judged_near(exponential(np.random.default_rng(13), 160), 14)
     posterior = fit_bradley_terry(winners, losers, 160).posterior
