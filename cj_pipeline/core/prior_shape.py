@@ -12,7 +12,8 @@ which leaves the normal density alone, since a parabola has none (Silverman 1982
 fits densities behind noise: by what is left of each item when its own prior is taken out of the posterior, its cavity.
 Cavities depend on the prior in turn, so the two are found by turns (`expectation_propagation`). Smoothings are tried
 from strong to weak. Each, and the normal prior, counts by its marginal likelihood: that of the judgments under the
-shape, the width integrated out, times Laplace's approximation of the integral over the spline.
+shape, the width integrated out, times Laplace's approximation of the integral over the spline (with cavities held),
+less what expectation propagation errs by in favour of shapes where judgments are few.
 
 Here: learning, and the average. Not here: the density and its moments (`score_shape`), the posterior of a normal
 prior's width (`prior_width`).
@@ -65,8 +66,8 @@ _MOST_SWEEPS: Final = 40
 _LEAST_GAIN: Final = 0.02
 _MOST_HALVINGS: Final = 10
 _LEAST_CURVATURE: Final = 1e-3
-# Nats per item, times the squared mean of judgments per item. By so much, measured by thermodynamic integration, does
-# expectation propagation think too well of a shape where judgments are few: 8 of 600 normally spread items with 4 each.
+# Nats per item and squared judgment per item: of 600 normally spread items with 4 judgments each, expectation
+# propagation had 8 nats more than thermodynamic integration for a shape it had learned, of 120 with some 18 each none.
 _EVIDENCE_ERROR: Final = 0.25
 # Logarithms: of the share below which a smoothing is left out, and of the density below which a width is.
 _NEGLIGIBLE: Final = 4.0
