@@ -215,15 +215,18 @@ class BradleyTerryFit:
         """
         if not widened >= 1.0 or (widened > 1.0 and self.bank_scores is not None):
             raise InputError("a prior can be widened by a factor of at least 1, and only without known items")
-        means, covariance = self.posterior_moments()
-        likeliest = None
-        if self.posterior is not None:
-            means = self.posterior.moments()[0]
-            likeliest = self.posterior.likeliest_shape()
+        likeliest = None if self.posterior is None else self.posterior.likeliest_shape()
         if likeliest is not None:
-            covariance = self._covariance_under(likeliest.stand_ins.widened(widened), likeliest.sites)
-        elif widened > 1.0 and self.prior_sd is not None:
-            covariance = self._covariance_under(IndependentPrior(widened * self.prior_sd), self._propagated.sites)
+            means, covariance = (
+                self.scores,
+                self._covariance_under(likeliest.stand_ins.widened(widened), likeliest.sites),
+            )
+        else:
+            means, covariance = self.posterior_moments()
+            if widened > 1.0 and self.prior_sd is not None:
+                covariance = self._covariance_under(IndependentPrior(widened * self.prior_sd), self._propagated.sites)
+            if self.posterior is not None:
+                means = self.posterior.moments()[0]
         return means, covariance + _centred(self.score_spread @ self.score_spread.T)
 
     def at_normal_prior(self) -> "BradleyTerryFit":

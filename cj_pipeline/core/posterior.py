@@ -34,11 +34,12 @@ from numpy.typing import NDArray
 
 from cj_pipeline.core.bradley_terry_mode import find_mode
 from cj_pipeline.core.errors import InputError
-from cj_pipeline.core.expectation_propagation import propagate
+from cj_pipeline.core.expectation_propagation import MOMENT_TOLERANCE, propagate
 from cj_pipeline.core.judgment_table import JudgmentTable, PairSums
 from cj_pipeline.core.pair_counts import PairCounts, count_pairs, counts_of
 from cj_pipeline.core.polya_gamma import draw_polya_gamma
 from cj_pipeline.core.prior_shape import (
+    SHAPE_TOLERANCE,
     SHAPED_FROM,
     ScorePosterior,
     posterior_at_one_width,
@@ -170,12 +171,15 @@ def draw_posterior(
     sums = table.readings if order_effect else table.pairs
     prior = _width_prior(width_prior)
     rng = np.random.default_rng(seed)
-    found: ScorePosterior | None = None
-    if table.n_items > gibbs_up_to or (table.n_items >= SHAPED_FROM and prior.low < prior.high):
-        found = _over_priors(table, prior, order_effect)
-    if found is None or (table.n_items <= gibbs_up_to and found.normal_share > 0.5):
-        return _gibbs(sums, prior, order_effect, n_draws, burn_in, thin, rng)
-    return _propagated(table, prior, found, order_effect, n_draws, rng)
+    many = table.n_items > gibbs_up_to
+    if many or (table.n_items >= SHAPED_FROM and prior.low < prior.high):
+        first = table.known_order() if order_effect else None
+        pairs = count_pairs(table.winners, table.losers, table.n_items, None, first)
+        found = _over_priors(pairs, prior)
+        if many or found.likeliest_shape() is not None:
+            scores, widths, effects = _propagated(sums, pairs, found, n_draws, rng)
+            return PosteriorDraws(scores, widths, effects if order_effect else None, "ep", prior.name)
+    return _gibbs(sums, prior, order_effect, n_draws, burn_in, thin, rng)
 
 
 def _width_prior(choice: str | float) -> WidthPrior:
@@ -362,14 +366,8 @@ def _solved(factor: FloatArray, right: FloatArray, *, transposed: bool = False) 
 # -- expectation propagation -----------------------------------------------------------------------------------
 
 
-def _counts(table: JudgmentTable, order_effect: bool) -> PairCounts:
-    first = table.known_order() if order_effect else None
-    return count_pairs(table.winners, table.losers, table.n_items, None, first)
-
-
-def _over_priors(table: JudgmentTable, prior: WidthPrior, order_effect: bool) -> ScorePosterior:
+def _over_priors(pairs: PairCounts, prior: WidthPrior) -> ScorePosterior:
     """The posterior over widths and shapes; at one width, where it is fixed, and then normal."""
-    pairs = _counts(table, order_effect)
     if prior.low == prior.high:
         return posterior_at_one_width(pairs, prior.low)
 
@@ -381,33 +379,23 @@ def _over_priors(table: JudgmentTable, prior: WidthPrior, order_effect: bool) ->
 
 
 def _propagated(
-    table: JudgmentTable,
-    prior: WidthPrior,
-    found: ScorePosterior,
-    order_effect: bool,
-    n_draws: int,
-    rng: np.random.Generator,
-) -> PosteriorDraws:
-    """Draws from the normal stand-ins of the posterior over priors, each with its posterior mass."""
-    pairs = _counts(table, order_effect)
+    sums: PairSums, pairs: PairCounts, found: ScorePosterior, n_draws: int, rng: np.random.Generator
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Scores, widths and γ drawn from the normal stand-ins of the posterior over priors, each with its mass."""
     counts = rng.multinomial(n_draws, found.masses)
     scores, advantages = [], []
     for score_prior, sites, count in zip(found.priors, found.sites, counts.tolist(), strict=True):
         if count:
-            some, effect = propagate(pairs, score_prior, sites).draw(count, rng)
+            # a shape stays where it was found to be at rest
+            tolerance = SHAPE_TOLERANCE if isinstance(score_prior, ScoreShape) else MOMENT_TOLERANCE
+            some, effect = propagate(pairs, score_prior, sites, tolerance=tolerance).draw(count, rng)
             scores.append(some)
             advantages.append(effect)
     order = rng.permutation(n_draws)
     drawn, effects = np.concatenate(scores)[order], np.concatenate(advantages)[order]
     priors = _PriorsOfDraws(found, np.repeat(np.arange(counts.size), counts)[order])
-    _correct_by_metropolis(table.readings if order_effect else table.pairs, drawn, effects, priors, rng)
-    return PosteriorDraws(
-        scores=drawn - drawn.mean(axis=1, keepdims=True),
-        widths=priors.widths,
-        order_effects=effects if order_effect else None,
-        method="ep",
-        width_prior=prior.name,
-    )
+    _correct_by_metropolis(sums, drawn, effects, priors, rng)
+    return drawn - drawn.mean(axis=1, keepdims=True), priors.widths, effects
 
 
 class _PriorsOfDraws:

@@ -61,7 +61,7 @@ _MOST_ROUNDS: Final = 40
 _STEPS_PER_ROUND: Final = 2
 # Looser than elsewhere: evidence is close before moments are, and with humps these settle slowly.
 _ROUND_TOLERANCE: Final = 0.02
-_TOLERANCE: Final = 0.01
+SHAPE_TOLERANCE: Final = 0.01
 _MOST_SWEEPS: Final = 40
 _LEAST_GAIN: Final = 0.02
 _MOST_HALVINGS: Final = 10
@@ -87,7 +87,6 @@ class ScorePosterior:
         means: (k, n_items) logits, each summing to zero.
         variances: (k, n_items) logits², of centred scores.
         sites: (k,) what to start expectation propagation from at each.
-        normal_share: posterior probability of the normal priors together.
         examined: whether shapes were tried.
         sweeps: of expectation propagation that this took.
     """
@@ -98,9 +97,14 @@ class ScorePosterior:
     means: FloatArray
     variances: FloatArray
     sites: tuple[Sites, ...]
-    normal_share: float
     examined: bool
     sweeps: int
+
+    @cached_property
+    def normal_share(self) -> float:
+        """Posterior probability of the normal priors together; 1 where there are no others."""
+        shaped = [isinstance(prior, ScoreShape) for prior in self.priors]
+        return 1.0 - float(self.masses[shaped].sum())
 
     def moments(self) -> tuple[FloatArray, FloatArray]:
         """(n_items,) posterior means and standard deviations of centred scores, logits, the prior integrated out."""
@@ -164,7 +168,7 @@ def posterior_over_shapes(
             normal.widths.tolist(), normal.log_densities, normal.means, normal.variances, normal.sites, strict=True
         )
     ]
-    sweeps, n_normal = 0, len(points)
+    sweeps = 0
     connected = not pairs.components.any()
     examined = shaped and connected and SHAPED_FROM <= pairs.n_items <= SHAPED_UP_TO
     if examined:
@@ -182,14 +186,13 @@ def posterior_over_shapes(
         means=np.array([point.means for point in points]),
         variances=np.array([point.variances for point in points]),
         sites=tuple(point.sites for point in points),
-        normal_share=float(masses[:n_normal].sum()),
         examined=examined,
         sweeps=sweeps,
     )
 
 
 def posterior_at_one_width(pairs: PairCounts, width: float) -> ScorePosterior:
-    """The same of a normal prior whose width is known, logits."""
+    """The posterior of the scores under one normal prior, its width known, logits."""
     prior = IndependentPrior(width)
     found = propagate(pairs, prior)
     mean, variance = found.centred_moments()
@@ -200,7 +203,6 @@ def posterior_at_one_width(pairs: PairCounts, width: float) -> ScorePosterior:
         means=mean[None],
         variances=variance[None],
         sites=(found.sites,),
-        normal_share=1.0,
         examined=False,
         sweeps=found.sweeps,
     )
@@ -304,7 +306,7 @@ class _Search:
         log_prior = self.log_prior(log(shape.sd))
         if abs(step) * self.spacing > _WIDTH_REACH or not isfinite(log_prior):
             return None
-        found = self._propagate(shape, start, _TOLERANCE)
+        found = self._propagate(shape, start, SHAPE_TOLERANCE)
         if found is None:
             return None
         weight = found.log_evidence + log_prior + learned.log_share

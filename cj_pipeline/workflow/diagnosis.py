@@ -236,8 +236,7 @@ def _normal_share(fit: BradleyTerryFit) -> float | None:
 
 
 def _shape_notes(fit: BradleyTerryFit) -> list[str]:
-    share = _normal_share(fit)
-    if share is None or share >= 0.5:
+    if fit.posterior is None or fit.posterior.likeliest_shape() is None:
         return []
     return ["The scores are probably not normally spread: they and their intervals are those under a learned shape."]
 
