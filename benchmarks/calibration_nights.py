@@ -21,10 +21,10 @@ import numpy as np
 import sqlalchemy as sa
 
 from cj_pipeline.core.anchor_bank import NightScores, night_scores
-from cj_pipeline.core.bradley_terry import compute_bt_scores_and_se
 from cj_pipeline.core.control_chart import ChartRules, anchor_charts
 from cj_pipeline.core.designs import WaveRequest, plan_next_wave
 from cj_pipeline.core.models import Comparison, ComparisonStatus, PairDesign, Winner
+from cj_pipeline.core.scoring import compute_bt_scores_and_se
 from cj_pipeline.eng5.calibration_files import write_history
 from cj_pipeline.eng5.calibration_history import (
     CalibrationHistory,

@@ -38,11 +38,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cj_pipeline.core.bradley_terry import BTScoringResult, compute_bt_scores_and_se
 from cj_pipeline.core.grade_model import cuts
 from cj_pipeline.core.grade_scale import BUILTIN_SCALES
 from cj_pipeline.core.grades import project_grades, project_scored
 from cj_pipeline.core.models import Comparison, ComparisonStatus, PairMode, Winner
+from cj_pipeline.core.scoring import BTScoringResult, compute_bt_scores_and_se
 
 SCALE = BUILTIN_SCALES["eng5_np_legacy_9_step"]
 LABELS = len(SCALE.labels)

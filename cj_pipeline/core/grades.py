@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from cj_pipeline.core.bradley_terry import BradleyTerryFit, BTScoringResult
+from cj_pipeline.core.bradley_terry import BradleyTerryFit
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.grade_model import (
     Calibration,
@@ -43,6 +43,7 @@ from cj_pipeline.core.grade_model import (
 )
 from cj_pipeline.core.grade_scale import GradeScale
 from cj_pipeline.core.models import Value
+from cj_pipeline.core.scoring import BTScoringResult
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cj_pipeline.core.bradley_terry import BTScoringResult, compute_bt_scores_and_se, max_score_change
 from cj_pipeline.core.completion import StoppingSettings, coverage, decide, is_small_net
 from cj_pipeline.core.designs import WaveRequest, plan_next_wave
 from cj_pipeline.core.errors import InputError
@@ -43,6 +42,7 @@ from cj_pipeline.core.precision import (
     precise_enough,
     wave_precision,
 )
+from cj_pipeline.core.scoring import BTScoringResult, compute_bt_scores_and_se, max_score_change
 
 FloatArray = NDArray[np.float64]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from cj_pipeline.core.alignment import Alignment, AlignmentTargets, TargetVerdict, measure_alignment
-from cj_pipeline.core.bradley_terry import compute_bt_scores_and_se
 from cj_pipeline.core.errors import CJError, InputError
 from cj_pipeline.core.grade_scale import GradeScale
 from cj_pipeline.core.models import BatchKind, ComparisonStatus, Essay
+from cj_pipeline.core.scoring import compute_bt_scores_and_se
 from cj_pipeline.eng5.alignment_report import AlignmentReport, ReportedPrompt, report_html, report_markdown
 from cj_pipeline.eng5.inventory import Inventory
 from cj_pipeline.eng5.prompt_variants import PromptVariant, variant_overrides

@@ -20,10 +20,10 @@ import numpy as np
 import polars as pl
 
 from cj_pipeline.core.alignment import Alignment, AlignmentTargets, TargetVerdict, judge_targets, measure_and_draw
-from cj_pipeline.core.bradley_terry import compute_bt_scores_and_se
 from cj_pipeline.core.grade_scale import GradeScale
 from cj_pipeline.core.leaderboard import Standing, standings
 from cj_pipeline.core.models import BatchKind, Comparison, Essay
+from cj_pipeline.core.scoring import compute_bt_scores_and_se
 from cj_pipeline.eng5.alignment_report import ReportedPrompt
 from cj_pipeline.eng5.anchor_align import RUBRIC, SYSTEM, TASK, reported_prompts
 from cj_pipeline.ledger import Ledger

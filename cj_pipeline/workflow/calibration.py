@@ -14,10 +14,10 @@ from datetime import UTC, date, datetime
 from typing import Final
 
 from cj_pipeline.core.anchor_bank import AnchorBank, NightScores, estimate_bank, night_scores
-from cj_pipeline.core.bradley_terry import BTScoringResult, compute_bt_scores_and_se
 from cj_pipeline.core.errors import InputError, listed
 from cj_pipeline.core.models import BatchKind, Value
 from cj_pipeline.core.score_prior import KnownItems
+from cj_pipeline.core.scoring import BTScoringResult, compute_bt_scores_and_se
 from cj_pipeline.judges.models import JudgeOptions
 from cj_pipeline.judges.prompts import JudgeInstructions
 from cj_pipeline.ledger import Ledger

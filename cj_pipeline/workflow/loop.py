@@ -19,7 +19,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, Final
 
-from cj_pipeline.core.bradley_terry import BradleyTerryFit, BTScoringResult, compute_bt_scores_and_se, max_score_change
+from cj_pipeline.core.bradley_terry import BradleyTerryFit
 from cj_pipeline.core.completion import Decision, decide, is_small_net
 from cj_pipeline.core.designs import WaveRequest, plan_next_wave, plan_whole_budget
 from cj_pipeline.core.diagnostics import bt_quality_flags
@@ -37,6 +37,7 @@ from cj_pipeline.core.models import (
 )
 from cj_pipeline.core.pairing import wave_size
 from cj_pipeline.core.precision import RPS_WAVES, WavePrecision, low_reliability, precise_enough, wave_precision
+from cj_pipeline.core.scoring import BTScoringResult, compute_bt_scores_and_se, max_score_change
 from cj_pipeline.judges.protocol import Judge
 from cj_pipeline.ledger import Lease, LeaseLostError, Ledger
 from cj_pipeline.ledger.records import AttemptEnd, BatchRecord, WaveEnd, WavePlan, WaveRecord

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from cj_pipeline.core.bradley_terry import compute_bt_scores_and_se, fit_bradley_terry
+from cj_pipeline.core.bradley_terry import fit_bradley_terry
 from cj_pipeline.core.diagnostics import bt_quality_flags, bt_se_summary
 from cj_pipeline.core.grade_scale import GradeScale
 from cj_pipeline.core.grades import GradeProjectionResult, ScoreBasis, basis_of_grades, project_grades
@@ -28,6 +28,7 @@ from cj_pipeline.core.models import (
     Winner,
 )
 from cj_pipeline.core.pairing import positions
+from cj_pipeline.core.scoring import compute_bt_scores_and_se
 from cj_pipeline.judges.prompts import JUSTIFICATION_MAX_WORDS
 from cj_pipeline.judges.protocol import SIMULATED_PROVIDER
 from cj_pipeline.ledger import Ledger

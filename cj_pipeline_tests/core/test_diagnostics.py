@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cj_pipeline.core.bradley_terry import compute_bt_scores_and_se
 from cj_pipeline.core.diagnostics import bt_quality_flags, bt_se_summary
 from cj_pipeline.core.errors import InputError
+from cj_pipeline.core.scoring import compute_bt_scores_and_se
 
 # two anchors (A, B), three students (s, t, u); u was never judged
 SES = {"A": 0.25, "B": 0.5, "s": 0.75, "t": 2.0, "u": 2.0}

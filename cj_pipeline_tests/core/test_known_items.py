@@ -7,10 +7,11 @@ import pytest
 from scipy.integrate import quad
 from scipy.optimize import minimize
 
-from cj_pipeline.core.bradley_terry import compute_bt_scores_and_se, fit_bradley_terry, log_marginal_likelihood
+from cj_pipeline.core.bradley_terry import fit_bradley_terry, log_marginal_likelihood
 from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.models import Comparison, ComparisonStatus, PairMode, Winner
 from cj_pipeline.core.score_prior import LEVEL_PRIOR_SD, known_items
+from cj_pipeline.core.scoring import compute_bt_scores_and_se
 from cj_pipeline_tests.core.test_bradley_terry import numerical_hessian, random_judgments
 
 MEAN = np.array([-1.0, 0.3, 1.6])

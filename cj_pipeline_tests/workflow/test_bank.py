@@ -7,11 +7,12 @@ import polars as pl
 import pytest
 
 from cj_pipeline.core.anchor_bank import AnchorBank
-from cj_pipeline.core.bradley_terry import compute_bt_scores_and_se, fit_bradley_terry
+from cj_pipeline.core.bradley_terry import fit_bradley_terry
 from cj_pipeline.core.errors import RequestError
 from cj_pipeline.core.grades import project_scored
 from cj_pipeline.core.models import BatchKind, BatchStatus, PairDesign
 from cj_pipeline.core.score_prior import known_items
+from cj_pipeline.core.scoring import compute_bt_scores_and_se
 from cj_pipeline.settings import BatchOverrides, BatchTunables
 from cj_pipeline.workflow.calibration import anchor_bank, calibration_nights, configuration_of, known_anchors
 from cj_pipeline.workflow.diagnosis import diagnose

@@ -6,10 +6,11 @@ from itertools import accumulate
 import polars as pl
 import pytest
 
-from cj_pipeline.core.bradley_terry import compute_bt_scores_and_se, fit_bradley_terry
+from cj_pipeline.core.bradley_terry import fit_bradley_terry
 from cj_pipeline.core.grade_scale import BUILTIN_SCALES
 from cj_pipeline.core.grades import project_scored
 from cj_pipeline.core.models import BatchKind, BatchStatus, EssayRole
+from cj_pipeline.core.scoring import compute_bt_scores_and_se
 from cj_pipeline.ledger import Lease, UnknownBatchError
 from cj_pipeline.settings import BatchOverrides, BatchTunables
 from cj_pipeline.workflow import frames
