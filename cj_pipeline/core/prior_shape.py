@@ -8,26 +8,21 @@ small,
 
     log p(spline) = -smoothing/2 · ∫ (f'''(z))² dz,     z = score / width,
 
-which leaves the normal density alone, since a parabola has none (Silverman 1982). The spline is fitted as Efron (2016)
-fits densities behind noise: by what is left of each item when its own prior is taken out of the posterior, its cavity.
-Cavities depend on the prior in turn, so the two are found by turns (`expectation_propagation`). Smoothings are tried
-from strong to weak. Each, and the normal prior, counts by its marginal likelihood: that of the judgments under the
-shape, the width integrated out, times Laplace's approximation of the integral over the spline (with cavities held),
-less what expectation propagation errs by in favour of shapes where judgments are few.
+which leaves the normal density alone, since a parabola has none. The spline is fitted by what is left of each item when
+its own prior is taken out of the posterior, its cavity (`spline_density`, with sources). Cavities depend on the prior
+in turn, so the two are found by turns (`expectation_propagation`). Smoothings are tried from strong to weak. Each, and
+the normal prior, counts by its marginal likelihood: that of the judgments under the shape, the width integrated out,
+times Laplace's approximation of the integral over the spline (with cavities held), less what expectation propagation
+errs by in favour of shapes where judgments are few.
 
-Here: learning, and the average. Not here: the density and its moments (`score_shape`), the posterior of a normal
-prior's width (`prior_width`).
-
-References:
-    Efron, B. (2016). Empirical Bayes deconvolution estimates. Biometrika 103, 1-20.
-    Silverman, B. W. (1982). On the estimation of a probability density function by the maximum penalized likelihood
-        method. Annals of Statistics 10, 795-810.
+Here: learning, and the average. Not here: the fit of a spline to cavities (`spline_density`), the density and its
+moments (`score_shape`), the posterior of a normal prior's width (`prior_width`).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, isfinite, log
+from math import isfinite, log
 from typing import Final
 
 import numpy as np
@@ -38,7 +33,8 @@ from cj_pipeline.core.expectation_propagation import NormalPosterior, Sites, pro
 from cj_pipeline.core.pair_counts import PairCounts
 from cj_pipeline.core.prior_width import WidthPosterior
 from cj_pipeline.core.score_prior import IndependentPrior, ScorePrior, StandIns
-from cj_pipeline.core.score_shape import ScoreShape, score_shape
+from cj_pipeline.core.score_shape import ScoreShape
+from cj_pipeline.core.spline_density import CavityFit, LogDensitySplines
 
 FloatArray = NDArray[np.float64]
 
@@ -51,21 +47,14 @@ SHAPED_UP_TO: Final = 3_000
 SMOOTHINGS: Final = (1.0, 0.1, 0.01)
 """Strong to weak. What is beyond the normal prior has half of the prior probability, evenly shared."""
 
-# In widths of the normal prior: between knots of the spline, between places of the fit and of the result, beyond the
-# outermost item.
-_KNOT_SPACING: Final = 0.5
-_PLACE_SPACING: Final = 0.06
-_PLACES_PER_FIT: Final = 4
-_BEYOND: Final = 3.0
-_MOST_ROUNDS: Final = 40
-_STEPS_PER_ROUND: Final = 2
-# Looser than elsewhere: evidence is close before moments are, and with humps these settle slowly.
-_ROUND_TOLERANCE: Final = 0.02
 SHAPE_TOLERANCE: Final = 0.01
+"""Of expectation propagation under a shape: looser than elsewhere, as with humps moments settle slowly, and evidence is
+close before they are."""
+
+_ROUND_TOLERANCE: Final = 0.02
+_MOST_ROUNDS: Final = 40
 _MOST_SWEEPS: Final = 40
 _LEAST_GAIN: Final = 0.02
-_MOST_HALVINGS: Final = 10
-_LEAST_CURVATURE: Final = 1e-3
 # Nats per item and squared judgment per item: of 600 normally spread items with 4 judgments each, expectation
 # propagation had 8 nats more than thermodynamic integration for a shape it had learned, of 120 with some 18 each none.
 _EVIDENCE_ERROR: Final = 0.25
@@ -237,7 +226,7 @@ class _Search:
         self.spacing = float(normal.offsets[1] - normal.offsets[0])
         top = int(np.argmax(normal.log_densities))
         self.start_width, self.start_sites = float(normal.widths[top]), normal.sites[top]
-        self.basis = _Splines.over(normal.means[top], self.start_width)
+        self.basis = LogDensitySplines.over(normal.means[top], self.start_width)
         self.normal_top = float(normal.log_densities[top]) - log_prior(log(self.start_width))
         judgments = float(pairs.comparison_counts().mean())
         self.evidence_error = _EVIDENCE_ERROR * pairs.n_items / judgments**2
@@ -273,7 +262,7 @@ class _Search:
             sites = found.sites
             # judgments do not see where all scores lie: the middle stays at zero
             means, variances = found.item_cavities
-            fit = _CavityFit.of(self.basis, means - found.means.mean(), variances, smoothing)
+            fit = CavityFit.of(self.basis, means - found.means.mean(), variances, smoothing)
             improved, gain = fit.improved(coefficients)
             if gain < _LEAST_GAIN or rounds == _MOST_ROUNDS:
                 # with half of the prior probability for all smoothings
@@ -341,140 +330,3 @@ def _beyond(before: Sites, latest: Sites) -> Sites:
         2.0 * latest.shifts - before.shifts,
         StandIns(2.0 * items.precisions - before.of_items.precisions, 2.0 * items.shifts - before.of_items.shifts),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _Splines:
-    """Cubic B-splines on evenly spaced knots: the space of log densities.
-
-    Attributes:
-        knot_spacing: in widths.
-        places: (g,) logits, where densities are fitted; `design`: (g, k) the splines there.
-        fine_places, fine_design: the same where they are reported.
-    """
-
-    knot_spacing: float
-    places: FloatArray
-    design: FloatArray
-    fine_places: FloatArray
-    fine_design: FloatArray
-
-    @classmethod
-    def over(cls, means: FloatArray, width: float) -> "_Splines":
-        """Splines that reach beyond all items."""
-        from scipy.interpolate import BSpline
-
-        low, high = float(means.min()) - _BEYOND * width, float(means.max()) + _BEYOND * width
-        stretches = ceil((high - low) / (_KNOT_SPACING * width))
-        count = _PLACES_PER_FIT * ceil((high - low) / (_PLACE_SPACING * width))
-        # in units of the spacing of the knots; the last place belongs to the last stretch
-        along = np.minimum(np.linspace(0.0, stretches, count + 1), np.nextafter(float(stretches), 0.0))
-        fine = BSpline.design_matrix(along, np.arange(-3.0, stretches + 4.0), 3).toarray()
-        fine_places = np.linspace(low, high, count + 1)
-        spacing = (high - low) / stretches / width
-        return cls(spacing, fine_places[::_PLACES_PER_FIT], fine[::_PLACES_PER_FIT], fine_places, fine)
-
-    def parabola(self, width: float) -> FloatArray:
-        """(k,) coefficients of the log density of N(0, width²), up to a constant."""
-        return np.asarray(np.linalg.lstsq(self.design, -0.5 * (self.places / width) ** 2)[0], dtype=np.float64)
-
-    def shape(self, coefficients: FloatArray) -> ScoreShape:
-        """The density, finely."""
-        return score_shape(self.fine_places, self.fine_design @ coefficients)
-
-    @cached_property
-    def bends(self) -> FloatArray:
-        """(k, k) matrix B, cᵀBc the integral of the squared third derivative, by differences of coefficients."""
-        differences = np.diff(np.eye(self.design.shape[1]), 3, axis=0)
-        bends: FloatArray = differences.T @ differences / self.knot_spacing**5
-        return bends
-
-    @cached_property
-    def directions(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Orthonormal: (k, 2) the straight line and the parabola; (k, k - 3) the bent, and (k - 3,) how much they are.
-
-        Left out is the constant, which densities do not have.
-        """
-        bent, basis = np.linalg.eigh(self.bends)
-        k = len(bent)
-        trend = np.linspace(-1.0, 1.0, k)
-        unbent = np.linalg.qr(np.stack([np.ones(k), trend, trend**2], axis=1))[0][:, 1:]
-        return unbent, basis[:, 3:], bent[3:]
-
-
-@dataclass(frozen=True, eq=False)
-class _CavityFit:
-    """The penalised likelihood of a spline, given each item's cavity.
-
-    Attributes:
-        basis: of the log density.
-        log_kernels: (n_items, g) log of each cavity's density at the places, up to a constant.
-        penalty: (k, k) the smoothing times `bends`.
-    """
-
-    basis: _Splines
-    log_kernels: FloatArray
-    penalty: FloatArray
-
-    @classmethod
-    def of(cls, basis: _Splines, means: FloatArray, variances: FloatArray, smoothing: float) -> "_CavityFit":
-        kernels = (basis.places - means[:, None]) ** 2 * (-0.5 / variances)[:, None]
-        return cls(basis, kernels, smoothing * basis.bends)
-
-    def improved(self, coefficients: FloatArray) -> tuple[FloatArray, float]:
-        """Coefficients after a few Newton steps, and how much the objective has gained."""
-        began = value = self._objective(coefficients)
-        for _ in range(_STEPS_PER_ROUND):
-            slope, curvature = self._derivatives(coefficients)
-            bent, basis = np.linalg.eigh(curvature)
-            step = basis @ ((basis.T @ slope) / np.maximum(np.abs(bent), _LEAST_CURVATURE))
-            for halving in range(_MOST_HALVINGS):
-                tried = coefficients + 0.5**halving * step
-                reached = self._objective(tried)
-                if reached > value:
-                    coefficients, value = tried, reached
-                    break
-            else:
-                break
-        return coefficients, value - began
-
-    def log_occam(self, coefficients: FloatArray) -> float:
-        """Log of prior density times volume of the spline's bends, by Laplace, beside a parabola's."""
-        unbent, bent, bends = self.basis.directions
-        curvature = self._derivatives(coefficients)[1]
-        every = np.concatenate([unbent, bent], axis=1)
-        whole = _log_determinant(every.T @ curvature @ every)
-        smoothing = self.penalty[0, 0] / self.basis.bends[0, 0]
-        prior = float(np.log(smoothing * bends).sum()) - float(coefficients @ self.penalty @ coefficients)
-        return 0.5 * (prior - whole + _log_determinant(unbent.T @ curvature @ unbent))
-
-    def _log_density(self, coefficients: FloatArray) -> FloatArray:
-        from scipy.special import logsumexp
-
-        values = self.basis.design @ coefficients
-        return np.asarray(values - logsumexp(values))
-
-    def _objective(self, coefficients: FloatArray) -> float:
-        from scipy.special import logsumexp
-
-        fitted = logsumexp(self.log_kernels + self._log_density(coefficients), axis=1).sum()
-        return float(fitted) - 0.5 * float(coefficients @ self.penalty @ coefficients)
-
-    def _derivatives(self, coefficients: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """(k,) slope of the objective and (k, k) its curvature, negated."""
-        design, log_density = self.basis.design, self._log_density(coefficients)
-        density = np.exp(log_density)
-        placed = self.log_kernels + log_density
-        placed = np.exp(placed - placed.max(axis=1, keepdims=True))
-        placed /= placed.sum(axis=1, keepdims=True)
-        n = len(placed)
-        mean, means, found = density @ design, placed @ design, placed.sum(axis=0)
-        slope = design.T @ (found - n * density) - self.penalty @ coefficients
-        curvature = design.T @ ((n * density - found)[:, None] * design)
-        curvature += means.T @ means - n * np.outer(mean, mean) + self.penalty
-        return slope, curvature
-
-
-def _log_determinant(matrix: FloatArray) -> float:
-    """Of a matrix that should be positive definite; what is not counts as hardly curved."""
-    return float(np.log(np.maximum(np.linalg.eigvalsh(matrix), _LEAST_CURVATURE)).sum())
