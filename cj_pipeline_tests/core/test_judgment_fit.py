@@ -46,6 +46,35 @@ def test_infit_and_outfit_are_the_mean_squares_of_wright_and_masters_summed_judg
         assert outfit[item] == pytest.approx(np.mean(ratios))
 
 
+# 1 where the row's essay won, 0 where the column's did, -1 where they did not meet; scores are given, not fitted; mean
+# squares of rows and then columns by the simple logistic model of RaschPy 1.4.0 (see `benchmarks/mean_squares.py`)
+MEETINGS = np.array(
+    [
+        [0, 0, 0, -1, 0, 1],
+        [0, 1, 0, 0, -1, 0],
+        [1, 1, -1, 1, 0, 1],
+        [-1, 1, 0, 0, 0, 1],
+        [1, 1, 1, 0, 1, -1],
+        [1, 1, 0, -1, 0, 1],
+    ]
+)
+MEETING_SCORES = np.array([0.8, -0.1, -0.3, -0.1, 2.2, 2.6, -0.6, -1.1, 3.2, -1.2, -0.7, 0.0])
+RASCHPY_INFIT = [3.053634, 1.384325, 0.913449, 1.482473, 4.042671, 2.7342]
+RASCHPY_INFIT += [1.667369, 1.284219, 1.17394, 3.509091, 3.385761, 0.912528]
+RASCHPY_OUTFIT = [3.152566, 1.192497, 0.88768, 1.267244, 6.56702, 5.560242]
+RASCHPY_OUTFIT += [1.309262, 1.322098, 0.686316, 9.09475, 6.992659, 0.776694]
+
+
+def test_infit_and_outfit_of_essays_that_meet_like_persons_and_items_are_those_of_a_rasch_program():
+    row, column = np.nonzero(MEETINGS >= 0)
+    won = MEETINGS[row, column] == 1
+    sums = judgment_table(np.where(won, row, 6 + column), np.where(won, 6 + column, row), 12).pairs
+    win = 1.0 / (1.0 + np.exp(MEETING_SCORES[sums.second] - MEETING_SCORES[sums.first]))
+    infit, outfit = mean_squares(sums, win)
+    np.testing.assert_allclose(infit, RASCHPY_INFIT, atol=1e-6)
+    np.testing.assert_allclose(outfit, RASCHPY_OUTFIT, atol=1e-6)
+
+
 def test_triads_are_those_found_by_trying_all_of_them():
     table = simulated(np.zeros(9), 6, 3)
     balance = np.zeros((9, 9))
