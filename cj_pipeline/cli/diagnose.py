@@ -57,9 +57,9 @@ def diagnose(
         say(note)
     alike = [group for group in found.groups if len(group) > 1]
     if alike:
-        say("essays that cannot be told apart (95 %, all pairs at once):")
+        say("essays that cannot be told apart (95 %, all pairs at once), from the best to the worst of each group:")
         for group in alike:
-            say(f"  {', '.join(group)}")
+            say(f"  {group[0]} to {group[-1]} ({len(group)} essays)")
 
 
 def _print(summary: dict[str, Any], essays: list[dict[str, Any]], surprises: list[dict[str, Any]]) -> None:
@@ -76,8 +76,9 @@ def _print(summary: dict[str, Any], essays: list[dict[str, Any]], surprises: lis
             line += f" ± {summary['order_effect_se']:.3f}"
         expected = summary.get(f"{name}_expected")
         if value is not None and expected is not None:
-            p = summary.get(f"{name}_p")
-            line += f" (a perfect judge: {expected:.3f}{'' if p is None else f', p {p:.2f}'})"
+            low, high, p = (summary.get(f"{name}_{end}") for end in ("low", "high", "p"))
+            line += f" (a perfect judge: {expected:.3f}"
+            line += ")" if p is None else f", 95 %: {low:.3f} to {high:.3f}; p {p:.2f})"
         say(f"{words}: {line}")
     console.print(
         plain_table(
@@ -105,8 +106,12 @@ def _print(summary: dict[str, Any], essays: list[dict[str, Any]], surprises: lis
 def _print_judges(judges: list[dict[str, Any]]) -> None:
     for row in judges:
         say(
-            f"judge {row['judge']}: {row['judgments']} judgments, infit {row['infit']:.2f} (p {row['infit_p']:.2f}), "
-            f"outfit {row['outfit']:.2f} (p {row['outfit_p']:.2f})"
+            f"judge {row['judge']}: {row['judgments']} judgments, "
+            + ", ".join(
+                f"{name} {row[name]:.2f} (a perfect judge: {row[f'{name}_low']:.2f} to {row[f'{name}_high']:.2f}; "
+                f"p {row[f'{name}_p']:.2f})"
+                for name in ("infit", "outfit")
+            )
         )
 
 

@@ -15,6 +15,7 @@ References:
     Wright, B. D. & Masters, G. N. (1982). Rating Scale Analysis. Chicago: MESA Press.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -84,12 +85,27 @@ def probability_better(draws: PosteriorDraws) -> FloatArray:
 
 
 def told_apart(draws: PosteriorDraws, level: float = 0.95) -> NDArray[np.bool_]:
-    """(n_items, n_items) whether two items' scores differ, so that all such statements hold at once.
+    """(n_items, n_items) whether the order of two items is certain, so that all such statements hold at once.
+
+    With m and s the posterior mean and standard deviation of a difference, items are told apart when |m| > q s; q is
+    the 1 - (1 - level)/2 quantile over draws of the largest |m|/s among the pairs that the draw has in the other
+    order. So with that probability (one side of an interval of `level`) no pair told apart is the other way round. A
+    draw that stretches or compresses the whole scale leaves orders alone; bounds on the differences, such as those of
+    `columns_told_apart`, would have to reach over it.
 
     Raises:
         InputError: `level` is not between 0 and 1.
     """
-    return columns_told_apart(draws.scores, level)
+    tail = _tail(level)
+    means, spread = _differences(draws.scores)
+
+    def largest_in_the_other_order(rows: FloatArray, first: IntArray, second: IntArray) -> FloatArray:
+        clear = np.abs(means[first, second]) / spread[first, second]
+        swapped = (rows[:, first] - rows[:, second]) * np.sign(means[first, second]) <= 0.0
+        most: FloatArray = np.where(swapped, clear, 0.0).max(axis=1)
+        return most
+
+    return _apart(draws.scores, means, spread, largest_in_the_other_order, 1.0 - tail)
 
 
 def columns_told_apart(draws: FloatArray, level: float = 0.95) -> NDArray[np.bool_]:
@@ -97,7 +113,8 @@ def columns_told_apart(draws: FloatArray, level: float = 0.95) -> NDArray[np.boo
 
     With m and s the posterior mean and standard deviation of a difference d, columns are told apart when |m| > q s; q
     is the `level` quantile over draws of the largest |d - m|/s among all pairs. So with probability `level` no
-    difference lies outside its m ± q s, however many pairs one looks at.
+    difference lies outside its m ± q s, however many pairs one looks at. For quantities that were not shrunk towards
+    each other: where all of them are equal, `told_apart` would find a difference in most tables.
 
     Args:
         draws: (n_draws, n) posterior draws, a column per quantity.
@@ -107,31 +124,49 @@ def columns_told_apart(draws: FloatArray, level: float = 0.95) -> NDArray[np.boo
         InputError: `level` is not between 0 and 1.
     """
     _tail(level)
-    n = draws.shape[1]
+    means, spread = _differences(draws)
+
+    def largest_deviation(rows: FloatArray, first: IntArray, second: IntArray) -> FloatArray:
+        off = rows[:, first] - rows[:, second] - means[first, second]
+        most: FloatArray = (np.abs(off) / spread[first, second]).max(axis=1)
+        return most
+
+    return _apart(draws, means, spread, largest_deviation, level)
+
+
+def _differences(draws: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """(n, n) means and standard deviations, above zero, of the differences of columns."""
     means = draws.mean(axis=0)
     centred = draws - means
     covariance = centred.T @ centred / len(centred)
     variance = np.diag(covariance)
     spread = np.sqrt(np.maximum(variance[:, None] + variance[None, :] - 2.0 * covariance, 0.0))
-    upper = np.triu_indices(n, 1)
-    if not upper[0].size:
-        return np.zeros((n, n), dtype=np.bool_)
-    scale = np.maximum(spread[upper], np.finfo(float).tiny)
-    largest = np.empty(len(centred))
-    block = max(1, _CELLS_AT_ONCE // scale.size)
-    for start in range(0, len(centred), block):
-        rows = centred[start : start + block]
-        largest[start : start + block] = (np.abs(rows[:, upper[0]] - rows[:, upper[1]]) / scale).max(axis=1)
-    reach = np.quantile(largest, level)
-    apart: NDArray[np.bool_] = np.abs(means[:, None] - means[None, :]) > reach * spread
+    return means[:, None] - means[None, :], np.maximum(spread, np.finfo(float).tiny)
+
+
+def _apart(
+    draws: FloatArray,
+    means: FloatArray,
+    spread: FloatArray,
+    largest: Callable[[FloatArray, IntArray, IntArray], FloatArray],
+    level: float,
+) -> NDArray[np.bool_]:
+    """(n, n) |mean| > q · spread; q is the `level` quantile over draws of `largest`, of rows of draws and all pairs."""
+    first, second = np.triu_indices(len(means), 1)
+    if not first.size:
+        return np.zeros(means.shape, dtype=np.bool_)
+    block = max(1, _CELLS_AT_ONCE // first.size)
+    found = [largest(draws[start : start + block], first, second) for start in range(0, len(draws), block)]
+    reach = float(np.quantile(np.concatenate(found), level))
+    apart: NDArray[np.bool_] = np.abs(means) > reach * spread
     return apart
 
 
 def indistinguishable_groups(draws: PosteriorDraws, level: float = 0.95) -> list[list[int]]:
     """Groups of items that cannot be told apart, best first.
 
-    They are the longest runs in rank order without a pair `told_apart`.
-        An item is in every run it fits in, so neighbouring groups overlap. Every item is in at least one.
+    They are the longest runs in rank order without a pair `told_apart`. An item is in every run it fits in, so
+    neighbouring groups overlap. Every item is in at least one.
 
     Raises:
         InputError: `level` is not between 0 and 1.

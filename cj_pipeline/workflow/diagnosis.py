@@ -12,6 +12,8 @@ from math import isinf, log2, nan
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from cj_pipeline.core.anchor_bank import AnchorBank, check_drift, night_scores
 from cj_pipeline.core.bradley_terry import BradleyTerryFit, fit_bradley_terry
 from cj_pipeline.core.errors import InputError
@@ -52,11 +54,12 @@ class Diagnosis:
     Attributes:
         batch_id: the batch.
         summary: figures about the batch by name; None for one that cannot be had.
-        essays: one row per essay, best first: score, interval, rank and its interval, infit and outfit with p-values.
+        essays: one row per essay, best first: score, interval, rank and its interval, infit and outfit with p-values
+            and the limits (2.5 %, 97.5 %) of a perfect judge on the same pairs.
         groups: sets of essays, by id, that cannot be told apart (95 %, simultaneously).
         surprises: the judgments to look at first.
         calibration: how often favourites won, by predicted chance.
-        judges: infit and outfit of each provider and model that judged (prompts are a batch's own), with p-values.
+        judges: infit and outfit of each provider and model that judged (prompts are a batch's own), likewise.
         drift: each anchor of the bank the batch was submitted with, as the batch's own judgments see it; empty without.
         validity: what goes with scores among essays of the same expert grade: length, and the groups given.
         notes: what to know when reading this, in sentences.
@@ -166,10 +169,8 @@ def diagnose(
                 "rank_low": int(ranks[item, 0]),
                 "rank_high": int(ranks[item, 1]),
                 "judgments": int(fit.comparison_counts[item]),
-                "infit": float(misfit.infit[item]),
-                "infit_p": float(misfit.infit_p[item]),
-                "outfit": float(misfit.outfit[item]),
-                "outfit_p": float(misfit.outfit_p[item]),
+                **_mean_square("infit", misfit.infit[item], misfit.infit_limits[item], misfit.infit_p[item]),
+                **_mean_square("outfit", misfit.outfit[item], misfit.outfit_limits[item], misfit.outfit_p[item]),
             }
             for rank, item in enumerate(best_first, start=1)
         ],
@@ -199,10 +200,8 @@ def diagnose(
             {
                 "judge": judge.judge,
                 "judgments": judge.judgments,
-                "infit": judge.infit,
-                "infit_p": judge.infit_p,
-                "outfit": judge.outfit,
-                "outfit_p": judge.outfit_p,
+                **_mean_square("infit", judge.infit, judge.infit_limits, judge.infit_p),
+                **_mean_square("outfit", judge.outfit, judge.outfit_limits, judge.outfit_p),
             }
             for judge in misfit.judges
         ],
@@ -336,11 +335,23 @@ def _fit(misfit: JudgmentFit) -> dict[str, Any]:
             (
                 (name, figure.share),
                 (f"{name}_expected", figure.expected),
+                (f"{name}_low", None if figure.expected is None else figure.interval[0]),
+                (f"{name}_high", None if figure.expected is None else figure.interval[1]),
                 (f"{name}_p", figure.p_value),
             )
             for name, figure in figures.items()
         )
     )
+
+
+def _mean_square(name: str, value: float, limits: Sequence[float], p: float) -> dict[str, float]:
+    """One mean square, the limits of a perfect judge on the same pairs, and its p-value."""
+    return {
+        name: float(value),
+        f"{name}_low": float(limits[0]),
+        f"{name}_high": float(limits[1]),
+        f"{name}_p": float(p),
+    }
 
 
 def _notes(bias: PositionBias, misfit: JudgmentFit, ids: list[str]) -> list[str]:
@@ -358,5 +369,10 @@ def _notes(bias: PositionBias, misfit: JudgmentFit, ids: list[str]) -> list[str]
         )
     else:
         notes.append("No essay fits unusually badly or well.")
+    low, high = np.nanmedian(misfit.infit_limits, axis=0)
+    notes.append(
+        f"A perfect judge's infit of the typical essay lies between {low:.2f} and {high:.2f} on these pairs (95 %): "
+        "misfit within such limits these judgments cannot show."
+    )
     notes.append("All of this is precision. Whether the judge values what the rubric asks for, it cannot say.")
     return notes

@@ -198,6 +198,31 @@ def test_a_batch_goes_from_files_to_grades_and_can_be_shown_as_text_and_json(reg
     assert "is done" in out
 
 
+@pytest.mark.slow
+def test_a_diagnosis_says_what_a_perfect_judge_would_show_as_text_and_as_json(registered):
+    registered("submit", DEMO / "batch", "--batch-id", "b1", "--max-comparisons", 60)
+    registered("run", "b1")
+    code, out, _ = registered("diagnose", "b1", "--json", "--replications", 20)
+    assert code == 0
+    found = json.loads(out)
+    assert len(found["essays"]) == 24
+    for row in [*found["essays"], *found["judges"]]:
+        for name in ("infit", "outfit"):
+            # of twenty perfect judges the limits leave out the first and the last
+            inside = row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
+            assert row[f"{name}_p"] > 0.15 if inside else row[f"{name}_p"] < 0.2
+    summary = found["summary"]
+    assert 0.0 <= summary["transitivity_low"] <= summary["transitivity_expected"] <= summary["transitivity_high"] <= 1.0
+    code, text, _ = registered("diagnose", "b1", "--replications", 20)
+    assert code == 0
+    assert f"transitive triads: {summary['transitivity']:.3f} (a perfect judge: " in text
+    assert "A perfect judge's infit of the typical essay lies between" in text
+    group = next(group for group in found["groups"] if len(group) > 1)
+    assert f"  {group[0]} to {group[-1]} ({len(group)} essays)" in text
+    (judge,) = found["judges"]
+    assert f"{judge['judgments']} judgments, infit {judge['infit']:.2f} (a perfect judge: " in text
+
+
 def test_overrides_travel_with_the_batch_and_win_over_the_environment(registered, home, monkeypatch):
     monkeypatch.setenv("CJ_JUDGE_CONCURRENCY", "3")
     monkeypatch.setenv("CJ_MAX_JUDGMENT_ATTEMPTS", "7")
@@ -271,7 +296,7 @@ def test_a_batch_that_another_process_writes_is_refused_naming_who(registered, h
     assert "--wait" in err
 
 
-@pytest.mark.parametrize("command", ["run", "show", "positions", "hold", "resume", "status"])
+@pytest.mark.parametrize("command", ["run", "show", "diagnose", "positions", "hold", "resume", "status"])
 def test_an_unknown_batch_is_bad_input_with_a_hint(registered, command):
     code, _, err = registered(command, "nowhere")
     assert code == 2

@@ -5,6 +5,7 @@ from math import sqrt
 
 import numpy as np
 import pytest
+from scipy.special import expit
 from scipy.stats import norm
 
 from cj_pipeline.core.bradley_terry import fit_bradley_terry
@@ -12,6 +13,7 @@ from cj_pipeline.core.errors import InputError
 from cj_pipeline.core.judgment_table import judgment_table
 from cj_pipeline.core.posterior import PosteriorDraws, draw_posterior
 from cj_pipeline.core.reliability import (
+    columns_told_apart,
     expected_r_squared,
     indistinguishable_groups,
     probability_better,
@@ -90,15 +92,63 @@ def test_the_probability_to_be_better_is_that_of_the_difference():
     assert better + better.T == pytest.approx(np.ones((3, 3)))
 
 
-def test_all_statements_about_differences_hold_at_once_with_the_stated_probability():
-    # nothing differs: in 5 % of batches like this one at least one pair is told apart
+def test_all_statements_about_differences_of_columns_hold_at_once_with_the_stated_probability():
+    # nothing differs: in 5 % of tables like this one at least one pair is told apart
     rng = np.random.default_rng(3)
     false_alarms = []
     for _ in range(200):
         estimate = rng.standard_normal(8)
-        false_alarms.append(told_apart(drawn(estimate + rng.standard_normal((600, 8)))).any())
+        false_alarms.append(columns_told_apart(estimate + rng.standard_normal((600, 8))).any())
     rate = np.mean(false_alarms)
     assert abs(rate - 0.05) < 3.5 * sqrt(0.05 * 0.95 / 200) + 0.01
+
+
+def test_all_orders_that_are_called_certain_are_right_at_once_with_the_probability_of_one_side_of_the_interval():
+    # truths ~ N(0, 1), seen with an error of sd .7: their posterior is N(estimate / 1.49, .49 / 1.49)
+    rng = np.random.default_rng(4)
+    wrong, called = [], []
+    for _ in range(300):
+        truth = rng.standard_normal(8)
+        means = (truth + 0.7 * rng.standard_normal(8)) / 1.49
+        draws = drawn(means + sqrt(0.49 / 1.49) * rng.standard_normal((800, 8)))
+        i, j = np.nonzero(told_apart(draws))
+        called.append(i.size / 56)
+        wrong.append(bool(((truth[i] - truth[j]) * (means[i] - means[j]) < 0).any()))
+    assert np.mean(called) > 0.1
+    assert abs(np.mean(wrong) - 0.025) < 3.5 * sqrt(0.025 * 0.975 / 300) + 0.005
+
+
+def test_two_items_are_told_apart_where_the_interval_of_their_difference_leaves_out_zero():
+    for distance in np.linspace(1.5, 2.5, 11):
+        draws = normal_draws([distance, 0.0], [0.6, 0.8])
+        difference = draws.scores[:, 0] - draws.scores[:, 1]
+        assert told_apart(draws)[0, 1] == (np.quantile(difference, 0.025) > 0.0)
+
+
+def test_orders_do_not_depend_on_how_far_draws_stretch_the_scale():
+    draws = normal_draws(np.linspace(-3, 3, 12), [0.4] * 12)
+    stretch = np.random.default_rng(5).lognormal(0.0, 1.0, len(draws.scores))
+    stretched = drawn(draws.scores * stretch[:, None])
+    clear = told_apart(draws)
+    assert told_apart(stretched).sum() > 0.8 * clear.sum() > 0
+    assert columns_told_apart(stretched.scores).sum() < 0.2 * clear.sum()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sd", [0.0, 1.0])
+def test_of_judged_batches_few_have_an_order_called_certain_that_is_not(sd):
+    rng = np.random.default_rng(6)
+    wrong = []
+    for seed in range(60):
+        truth = sd * rng.standard_normal(20)
+        a, b = np.concatenate([rng.permutation(20).reshape(2, -1) for _ in range(10)], axis=1)
+        won = rng.random(a.size) < expit(truth[a] - truth[b])
+        table = judgment_table(np.where(won, a, b), np.where(won, b, a), 20)
+        draws = draw_posterior(table, seed=seed, n_draws=600)
+        i, j = np.nonzero(told_apart(draws))
+        # essays that do not differ have no order: every statement about them is wrong
+        wrong.append(bool(((truth[i] - truth[j]) * (draws.means[i] - draws.means[j]) <= 0).any()))
+    assert np.mean(wrong) < 0.05 + 3.0 * sqrt(0.05 * 0.95 / 60)
 
 
 def test_items_far_apart_form_groups_of_their_own_best_first():
@@ -107,7 +157,7 @@ def test_items_far_apart_form_groups_of_their_own_best_first():
 
 
 def test_groups_overlap_where_neighbours_blend_into_each_other():
-    groups = indistinguishable_groups(normal_draws([2.0, 1.0, 0.0], [0.35] * 3))
+    groups = indistinguishable_groups(normal_draws([2.0, 1.0, 0.0], [0.45] * 3))
     assert groups == [[0, 1], [1, 2]]
 
 
