@@ -1,6 +1,6 @@
 """How honest the reported reliability and intervals are, on simulated batches whose truth is known.
 
-Two tables. *Reliability*: the posterior expected r² (flat prior on the width) beside the true squared correlation of
+Three tables. *Reliability*: the posterior expected r² (flat prior on the width) beside the true squared correlation of
 scores and truth, and beside the coefficients of the literature, for pure noise (sd 0) and for real differences. Pairs:
 "random" by random matching and "nearest" by nearest neighbours in the scores so far (no pair twice), each in rounds
 where every essay is judged once; the pipeline's own designs by their names, in waves of half the essays.
@@ -9,6 +9,9 @@ where every essay is judged once; the pipeline's own designs by their names, in 
 share of batches is given) and of the fitted prior's mode.
 Beside it, for posterior means ("mean") and the fit's scores ("mode"): the slope of estimates on centred truth, RMSE;
 exp E[log σ] of the fit and of the draws; and seconds that the draws and the fit took.
+*Told apart*, on batches of the coverage table: the share of pairs of essays whose order is called certain, and the
+share of batches in which one of these orders is wrong (where no essay differs, every order is), by `told_apart`, and by
+bounds that hold all differences of scores at once (`columns_told_apart`).
 
 "Wide" split-half scores the halves under a prior of 5 logits, which stands in for maximum likelihood (seldom finite in
 halves). Behind each mean, ± its Monte Carlo standard error over replications; in brackets over how many, where a figure
@@ -38,11 +41,13 @@ from cj_pipeline.core.judgment_table import JudgmentTable, judgment_table  # noq
 from cj_pipeline.core.models import Comparison, ComparisonStatus, PairDesign, Winner  # noqa: E402
 from cj_pipeline.core.posterior import draw_posterior  # noqa: E402
 from cj_pipeline.core.reliability import (  # noqa: E402
+    columns_told_apart,
     expected_r_squared,
     score_intervals,
     separation,
     shrunken_reliability,
     split_half,
+    told_apart,
 )
 
 ROUNDS = ("random", "nearest")
@@ -67,14 +72,13 @@ def main() -> None:
     parser.add_argument(
         "--truth", type=Path, help="coverage table: take true scores from this file's column theta_true"
     )
-    parser.add_argument("--only", choices=("reliability", "coverage"))
+    parser.add_argument("--only", choices=("reliability", "coverage", "apart"))
     options = parser.parse_args()
     began = time.perf_counter()
     print(f"{options.replications} replications, seed {options.seed}, {options.draws} draws; ± is one standard error")
-    if options.only != "coverage":
-        reliability_table(options)
-    if options.only != "reliability":
-        coverage_table(options)
+    for name, table in (("reliability", reliability_table), ("coverage", coverage_table), ("apart", apart_table)):
+        if options.only in (None, name):
+            table(options)
     print(f"\n{time.perf_counter() - began:.0f} s")
 
 
@@ -158,6 +162,33 @@ def coverage_table(options: argparse.Namespace) -> None:
                     rows.append(coverage_row(truth, table, seed, options.draws))
                 cells = "".join(f"{mean_and_error([row[k] for row in rows]):>17}" for k in range(len(columns)))
                 print(f"{sd:4.1f} {rounds:10d}  {design:9}{cells}", flush=True)
+
+
+def apart_table(options: argparse.Namespace) -> None:
+    """Print how many pairs are told apart, and how often wrongly."""
+    columns = ("orders: of pairs", "wrong batches", "bounds: of pairs", "wrong batches")
+    print(
+        f"\nTold apart, {options.essays} essays\n{'pairs      sd  judgments':26}" + "".join(f"{c:>18}" for c in columns)
+    )
+    for design in options.designs:
+        for sd in options.sds:
+            for judgments in options.judgments:
+                rows = []
+                for replication in range(options.replications):
+                    truth, table, seed = simulate(options.seed, options.essays, sd, design, judgments, replication)
+                    drawn = draw_posterior(table, seed=seed, n_draws=options.draws)
+                    marks = (told_apart(drawn), columns_told_apart(drawn.scores))
+                    rows.append([figure for apart in marks for figure in called(apart, drawn.means, truth)])
+                cells = "".join(f"{mean_and_error([row[k] for row in rows]):>18}" for k in range(len(columns)))
+                print(f"{design:8} {sd:4.1f} {judgments:10d}  {cells}", flush=True)
+
+
+def called(apart: np.ndarray, means: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """The share of pairs told apart, and 1 if one of them is not in the order of the means."""
+    first, second = np.triu_indices(truth.size, 1)
+    marked = apart[first, second]
+    wrong = (truth[first] - truth[second]) * (means[first] - means[second]) <= 0.0
+    return float(marked.mean()), float((marked & wrong).any())
 
 
 def theta_true(path: Path) -> np.ndarray:

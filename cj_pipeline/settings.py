@@ -89,7 +89,7 @@ class BatchTunables(BaseModel):
     bt_standard_error_max: float = Field(
         2.0,
         gt=0,
-        description="logits. Reported standard errors are capped here; grades use the uncapped ones.",
+        description="logits. Reported standard errors are capped here; pairing and grades are not.",
     )
     enable_comparison_position_balancing: bool = Field(
         True, description="keep every essay's appearances as A and as B within one of each other."

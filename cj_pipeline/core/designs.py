@@ -32,7 +32,7 @@ minus the weighted mean of the known anchors, which no comparison moves.
 
 Beyond `ONE_BY_ONE_UP_TO_ESSAYS` pairs come in blocks: all pairs are weighed once, a greedy pass takes the best pair
 whose essays are in none yet, and the covariance learns from the block as a whole. There `adaptive` goes by the scores,
-with anchors, too: with 100 students and 12 anchors that gave better grades, too. Beyond `COVARIANCE_UP_TO_ESSAYS` no
+with anchors, too: in blocks that gave better grades. Beyond `COVARIANCE_UP_TO_ESSAYS` no
 covariance is computed: scores are taken as independent with their standard errors, essays within `REACH` in score are
 candidates, and all candidates are weighed once per block."""
 
@@ -66,8 +66,9 @@ OPENING: Final = 6
 OPENING_WITH_ANCHORS: Final = 4
 """The same with anchors; from here to `OPENING` judgments it is scores that pairing goes by, and then grades."""
 
-ONE_BY_ONE_UP_TO_ESSAYS: Final = 100
-"""Up to here pairs are chosen one by one; beyond, in blocks, each weighed once."""
+ONE_BY_ONE_UP_TO_ESSAYS: Final = 200
+"""Up to here pairs are chosen one by one; beyond, in blocks, each weighed once. With 100 students and 12 anchors, one
+by one and by the grades needed .65 of the judgments of `balanced` for the same grade RPS, blocks by the scores .68."""
 
 BLUR: Final = 0.4
 """In grade steps. Within this of a boundary an essay's place matters, however well it is known. In 60 exams 0, .4 and

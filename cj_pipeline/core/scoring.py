@@ -35,7 +35,7 @@ class BTScoringResult:
         essay_ids: ascending; the order of the items in `fit`, and of every dict below.
         scores: logits, summing to zero.
         ses: reported standard errors, logits, capped at `bt_standard_error_max`.
-        ses_uncapped: the same without the cap; grades use these.
+        ses_uncapped: the same without the cap; what pairs and whether anchors carry grades go by these.
         prior_free_ses: standard errors from the judgments alone, logits; infinite for an isolated essay.
         intervals: 95 % posterior intervals of the scores, logits (`BradleyTerryFit.score_intervals`).
         per_essay_counts: judged comparisons of each essay.

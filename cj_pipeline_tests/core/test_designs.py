@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from cj_pipeline.core import designs
 from cj_pipeline.core.bradley_terry import fit_bradley_terry
 from cj_pipeline.core.designs import (
-    ONE_BY_ONE_UP_TO_ESSAYS,
     OPENING,
     OPENING_WITH_ANCHORS,
     WaveRequest,
@@ -450,8 +449,9 @@ def test_each_calibrated_choice_leaves_the_least_summed_variance_of_unplaced_ess
         seen.add((pair.essay_a, pair.essay_b))
 
 
-@pytest.mark.parametrize("n", [24, ONE_BY_ONE_UP_TO_ESSAYS + 20])
-def test_placed_anchors_are_met_from_the_first_wave_on_and_not_compared_with_each_other(n):
+@pytest.mark.parametrize("n", [24, 120])
+def test_placed_anchors_are_met_from_the_first_wave_on_and_not_compared_with_each_other(n, monkeypatch):
+    monkeypatch.setattr(designs, "ONE_BY_ONE_UP_TO_ESSAYS", 100)
     essay_ids = names(n)
     anchors = {essay_ids[item] for item in placed(essay_ids).items}
     plan = plan_next_wave(CALIBRATED, request(essay_ids, size=2 * n // 3))
@@ -481,7 +481,8 @@ def test_a_net_whose_pairs_were_all_seen_in_both_orders_is_planned_on_evenly():
 @pytest.mark.parametrize(("design", "anchors"), [(ADAPTIVE, 0), (ADAPTIVE, 12), (CALIBRATED, 0)])
 def test_a_block_of_a_larger_batch_has_the_best_pair_after_another_that_share_no_essay(design, anchors, monkeypatch):
     monkeypatch.setattr(designs, "LOOKED_AT", 10**6)
-    n = ONE_BY_ONE_UP_TO_ESSAYS + 5
+    monkeypatch.setattr(designs, "ONE_BY_ONE_UP_TO_ESSAYS", 80)
+    n = 85
     essay_ids, _, history = examine(BALANCED, n, sizes=[3 * n], seed=4)
     known = placed(essay_ids)
     fit = fitted(history, essay_ids, known if design is CALIBRATED else None)
@@ -539,8 +540,11 @@ def test_a_block_of_a_larger_batch_has_the_best_pair_after_another_that_share_no
 
 
 @pytest.mark.parametrize("design", [ADAPTIVE, CALIBRATED])
-def test_a_block_does_not_depend_on_the_order_of_essays_or_history_and_by_its_seed_on_chance_where_gains_tie(design):
-    n = ONE_BY_ONE_UP_TO_ESSAYS + 20
+def test_a_block_does_not_depend_on_the_order_of_essays_or_history_and_by_its_seed_on_chance_where_gains_tie(
+    design, monkeypatch
+):
+    monkeypatch.setattr(designs, "ONE_BY_ONE_UP_TO_ESSAYS", 100)
+    n = 120
     essay_ids, _, history = examine(BALANCED, n, sizes=[3 * n if design is ADAPTIVE else 1], seed=4)
     known = {**scored(history, essay_ids), "fit": None, "known": placed(essay_ids)}
     plans = [
