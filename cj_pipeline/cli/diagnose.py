@@ -23,6 +23,8 @@ _WORDS = {
     "upsets": "upsets among essays far apart",
 }
 
+_GROUPS_SHOWN = 20
+
 
 def diagnose(
     batch: Annotated[str, typer.Argument(help="The batch id, as `cj status` lists it.", show_default=False)],
@@ -58,8 +60,10 @@ def diagnose(
     alike = [group for group in found.groups if len(group) > 1]
     if alike:
         say("essays that cannot be told apart (95 %, all pairs at once), from the best to the worst of each group:")
-        for group in alike:
+        for group in alike[:_GROUPS_SHOWN]:
             say(f"  {group[0]} to {group[-1]} ({len(group)} essays)")
+        if len(alike) > _GROUPS_SHOWN:
+            say(f"  and {len(alike) - _GROUPS_SHOWN} more groups: --json has them all")
 
 
 def _print(summary: dict[str, Any], essays: list[dict[str, Any]], surprises: list[dict[str, Any]]) -> None:
