@@ -364,8 +364,8 @@ def _notes(bias: PositionBias, misfit: JudgmentFit, ids: list[str]) -> list[str]
     ]
     if unusual:
         notes.append(
-            f"{len(unusual)} essays fit unusually (p < {MISFIT_P}; about {by_chance:.1f} are expected by chance): "
-            f"{', '.join(unusual[:10])}. Read them first."
+            f"Unusual fit (p < {MISFIT_P}): {len(unusual)} of {len(ids)} essays, about {by_chance:.1f} are expected by "
+            f"chance: {', '.join(unusual[:10])}. Read them first."
         )
     else:
         notes.append("No essay fits unusually badly or well.")
