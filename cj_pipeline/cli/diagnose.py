@@ -94,8 +94,8 @@ def _print(summary: dict[str, Any], essays: list[dict[str, Any]], surprises: lis
                     "score": f"{row['score']:+.2f}",
                     "95 % ": f"{row['score_low']:+.2f} to {row['score_high']:+.2f}",
                     "n": row["judgments"],
-                    "infit (p)": f"{row['infit']:.2f} ({row['infit_p']:.2f})",
-                    "outfit (p)": f"{row['outfit']:.2f} ({row['outfit_p']:.2f})",
+                    "infit (p)": _with_p(row, "infit"),
+                    "outfit (p)": _with_p(row, "outfit"),
                 }
                 for row in essays
             ]
@@ -105,6 +105,10 @@ def _print(summary: dict[str, Any], essays: list[dict[str, Any]], surprises: lis
         say("judgments to look at first (the chance their winner had):")
         for row in surprises[:5]:
             say(f"  {row['comparison_id']}: {row['winner_id']} beat {row['loser_id']} ({row['chance']:.2f})")
+
+
+def _with_p(row: dict[str, Any], name: str) -> str:
+    return "" if row[name] is None else f"{row[name]:.2f} ({row[f'{name}_p']:.2f})"
 
 
 def _print_judges(judges: list[dict[str, Any]]) -> None:

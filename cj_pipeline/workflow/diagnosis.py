@@ -8,7 +8,7 @@ what is said about one batch.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from math import isinf, log2, nan
+from math import isinf, isnan, log2, nan
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,7 +55,7 @@ class Diagnosis:
         batch_id: the batch.
         summary: figures about the batch by name; None for one that cannot be had.
         essays: one row per essay, best first: score, interval, rank and its interval, infit and outfit with p-values
-            and the limits (2.5 %, 97.5 %) of a perfect judge on the same pairs.
+            and the limits (2.5 %, 97.5 %) of a perfect judge on the same pairs, None for an essay without judgments.
         groups: sets of essays, by id, that cannot be told apart (95 %, simultaneously).
         surprises: the judgments to look at first.
         calibration: how often favourites won, by predicted chance.
@@ -344,14 +344,10 @@ def _fit(misfit: JudgmentFit) -> dict[str, Any]:
     )
 
 
-def _mean_square(name: str, value: float, limits: Sequence[float], p: float) -> dict[str, float]:
-    """One mean square, the limits of a perfect judge on the same pairs, and its p-value."""
-    return {
-        name: float(value),
-        f"{name}_low": float(limits[0]),
-        f"{name}_high": float(limits[1]),
-        f"{name}_p": float(p),
-    }
+def _mean_square(name: str, value: float, limits: Sequence[float], p: float) -> dict[str, float | None]:
+    """One mean square, the limits of a perfect judge on the same pairs, and its p-value; None without judgments."""
+    figures = {name: value, f"{name}_low": limits[0], f"{name}_high": limits[1], f"{name}_p": p}
+    return {key: None if isnan(figure) else float(figure) for key, figure in figures.items()}
 
 
 def _notes(bias: PositionBias, misfit: JudgmentFit, ids: list[str]) -> list[str]:

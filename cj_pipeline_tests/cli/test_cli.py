@@ -13,6 +13,7 @@ import pytest
 import structlog
 
 from cj_pipeline.cli import main
+from cj_pipeline.cli.context import print_json
 from cj_pipeline.core.models import BatchStatus
 from cj_pipeline.ledger import Ledger
 from cj_pipeline.settings import CJSettings, load_settings
@@ -356,6 +357,15 @@ def test_an_interrupted_run_loses_nothing_and_the_same_command_goes_on(registere
     assert batch.lease_owner is None
     assert registered("run", "b1")[0] == 0
     assert ledger.attempt_counts("b1") == {"judged": 60}
+
+
+def test_numbers_that_json_does_not_have_are_printed_as_null(capsys):
+    def refused(constant):
+        raise AssertionError(constant)
+
+    print_json({"a": float("nan"), "b": [float("inf"), 1.5, None], "c": ({"d": float("-inf")}, "nan")})
+    printed = json.loads(capsys.readouterr().out, parse_constant=refused)
+    assert printed == {"a": None, "b": [None, 1.5, None], "c": [{"d": None}, "nan"]}
 
 
 def test_settings_are_read_when_asked_for_and_not_at_import(monkeypatch):

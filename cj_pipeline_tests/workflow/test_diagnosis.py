@@ -88,6 +88,19 @@ def test_a_batch_of_two_distant_groups_is_said_to_be_not_normally_spread_and_a_s
     assert not [note for note in small.notes if "normally spread" in note]
 
 
+def test_an_essay_without_a_judgment_has_no_mean_squares_and_the_others_have(ledger):
+    submit(ledger, max_comparisons=10, min_comparisons_for_stability_check=10)
+    advance(ledger)
+    found = diagnose(ledger, "b", replications=20, draws=60)
+    unjudged = [row for row in found.essays if row["judgments"] == 0]
+    assert len(unjudged) == 4
+    figures = [f"{name}{end}" for name in ("infit", "outfit") for end in ("", "_low", "_high", "_p")]
+    assert {row[figure] for row in unjudged for figure in figures} == {None}
+    for row in found.essays:
+        if row["judgments"]:
+            assert row["infit_low"] <= row["infit_high"] and 0.0 < row["infit_p"] <= 1.0
+
+
 def test_too_few_judgments_and_unknown_batches_are_refused(ledger):
     submit(ledger, max_comparisons=8)
     with pytest.raises(InputError, match="0 judgments"):
