@@ -31,8 +31,13 @@ def say(text: str = "") -> None:
 
 
 def print_json(value: Any) -> None:
-    """JSON for machines, on standard output; a number that is not finite, which JSON does not have, is null."""
-    sys.stdout.write(json.dumps(_finite(value), indent=2, default=str, ensure_ascii=False, allow_nan=False) + "\n")
+    """JSON for machines, on standard output."""
+    sys.stdout.write(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON; a number that is not finite, which JSON does not have, is null."""
+    return json.dumps(_finite(value), indent=2, default=str, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

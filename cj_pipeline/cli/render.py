@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cj_pipeline.cli.context import console
+from cj_pipeline.cli.context import console, json_text
 from cj_pipeline.core.completion import completion_denominator
 from cj_pipeline.core.errors import MissingBudgetError
 from cj_pipeline.judges.protocol import ComparisonPrompt, JudgeAnswer
@@ -431,4 +431,4 @@ def show_json(results: BatchResults) -> str:
         },
         "wins_losses": {row["essay_id"]: {"wins": row["wins"], "losses": row["losses"]} for row in scores.to_dicts()},
     }
-    return json.dumps(record, indent=2, default=str, ensure_ascii=False) + "\n"
+    return json_text(record)
