@@ -3,8 +3,9 @@
 A Rasch model is a Bradley–Terry model of persons who meet items only: P(person solves item) = logistic(ability −
 difficulty). So judgments of essays from two halves of a batch are a table that a Rasch program can read, and an essay's
 mean squares are a person's or an item's. Both programs are given the scores of the same fit; printed are the largest
-differences of mean squares over the essays. Essays that won or lost all their judgments are left out by RaschPy, and so
-are drawn again here.
+differences of mean squares over the essays. RaschPy leaves out persons who solved everything or nothing, so essays of
+the rows that won or lost all their judgments are left out before the fit, and so are essays of the columns that are then
+without any.
 
 Run: python benchmarks/mean_squares.py [--essays 80] [--judgments 12] [--sd 1.5] [--seed 1]
 Needs the extra packages: pip install '.[bench]'.
@@ -37,28 +38,28 @@ def main() -> None:
     if not 2 <= options.judgments <= half:
         parser.error(f"--judgments must be from 2 to {half}, half of the essays")
     responses = drawn(half, options.judgments, options.sd, np.random.default_rng(options.seed))
+    n_rows, n_columns = responses.shape
     row, column = np.nonzero(~np.isnan(responses))
     won = responses[row, column] == 1.0
-    table = judgment_table(np.where(won, row, half + column), np.where(won, half + column, row), 2 * half)
+    table = judgment_table(np.where(won, row, n_rows + column), np.where(won, n_rows + column, row), n_rows + n_columns)
     fit = fit_bradley_terry(table.winners, table.losers, table.n_items)
     sums = table.pairs
     ours = mean_squares(sums, logistic(fit.scores[sums.first] - fit.scores[sums.second]))
-    theirs = of_raschpy(responses, fit.scores[:half], fit.scores[half:])
-    print(f"{2 * half} essays, {len(table)} judgments, sd {options.sd:g}, seed {options.seed}")
+    theirs = of_raschpy(responses, fit.scores[:n_rows], fit.scores[n_rows:])
+    print(f"{n_rows} and {n_columns} essays, {len(table)} judgments, sd {options.sd:g}, seed {options.seed}")
     for name, mine, other in zip(("infit", "outfit"), ours, theirs, strict=True):
         print(f"{name:7s} {mine.min():.3f} to {mine.max():.3f}; largest difference {np.abs(mine - other).max():.1e}")
 
 
 def drawn(half: int, judgments: int, sd: float, rng: np.random.Generator) -> FloatArray:
-    """(half, half) 1 where the row's essay won, 0 where the column's, NaN where they did not meet; nobody always."""
+    """(rows, columns) 1 where the row's essay won, 0 where the column's, NaN where they did not meet."""
     truth = rng.normal(0.0, sd, (2, half))
-    while True:
-        met = rng.permuted(np.tile(np.arange(half) < judgments, (half, 1)), axis=1)
-        wins = rng.random((half, half)) < logistic(truth[0][:, None] - truth[1][None, :])
-        responses = np.where(met, wins.astype(np.float64), np.nan)
-        shares = np.concatenate([np.nanmean(responses, axis=1), np.nanmean(responses, axis=0)])
-        if shares.min() > 0.0 and shares.max() < 1.0:
-            return responses
+    met = rng.permuted(np.tile(np.arange(half) < judgments, (half, 1)), axis=1)
+    wins = rng.random((half, half)) < logistic(truth[0][:, None] - truth[1][None, :])
+    responses = np.where(met, wins.astype(np.float64), np.nan)
+    share = np.nanmean(responses, axis=1)
+    responses = responses[(share > 0.0) & (share < 1.0)]
+    return responses[:, ~np.isnan(responses).all(axis=0)]
 
 
 def of_raschpy(responses: FloatArray, rows: FloatArray, columns: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -19,7 +19,7 @@ does not always exist. Seeds are a function of --seed, the cell and the replicat
 
 Run: OPENBLAS_NUM_THREADS=1 python benchmarks/reliability.py [--replications 8] [--essays 24] [--seed 1]
      [--designs random nearest coverage balanced adaptive] [--truth FILE.csv]
-About 5 minutes on one core at the defaults; 400 replications for final figures.
+About 8 minutes on one core at the defaults; 400 replications for final figures.
 """
 
 import argparse
@@ -60,17 +60,19 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replications", type=int, default=8)
-    parser.add_argument("--essays", type=int, default=24, help="of the coverage table")
+    parser.add_argument("--essays", type=int, default=24, help="coverage and told apart")
     parser.add_argument("--reliability-essays", type=int, nargs="+", default=[36, 100])
     parser.add_argument("--rounds", type=int, default=10, help="of the reliability table")
     parser.add_argument("--reliability-sds", type=float, nargs="+", default=[0.0, 1.0, 2.0])
     parser.add_argument("--sds", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0])
-    parser.add_argument("--judgments", type=int, nargs="+", default=[4, 10, 20], help="per essay, coverage table")
+    parser.add_argument(
+        "--judgments", type=int, nargs="+", default=[4, 10, 20], help="per essay, coverage and told apart"
+    )
     parser.add_argument("--draws", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--designs", choices=DESIGNS, nargs="+", default=ROUNDS)
     parser.add_argument(
-        "--truth", type=Path, help="coverage table: take true scores from this file's column theta_true"
+        "--truth", type=Path, help="coverage and told apart: take true scores from this file's column theta_true"
     )
     parser.add_argument("--only", choices=("reliability", "coverage", "apart"))
     options = parser.parse_args()
@@ -147,13 +149,12 @@ def coverage_table(options: argparse.Namespace) -> None:
         "s, draws",
         "s, fit",
     )
-    given = None if options.truth is None else theta_true(options.truth)
-    n = options.essays if given is None else given.size
+    n, sds, given = worlds(options)
     print(
         f"\nCoverage of 95 % intervals, {n} essays\n{'  sd  per essay  pairs  ':26}"
         + "".join(f"{c:>17}" for c in columns)
     )
-    for sd in options.sds if given is None else [float(given.std())]:
+    for sd in sds:
         for rounds in options.judgments:
             for design in options.designs:
                 rows = []
@@ -164,18 +165,25 @@ def coverage_table(options: argparse.Namespace) -> None:
                 print(f"{sd:4.1f} {rounds:10d}  {design:9}{cells}", flush=True)
 
 
+def worlds(options: argparse.Namespace) -> tuple[int, list[float], np.ndarray | None]:
+    """Essays, the true scores' standard deviations, and the true scores where they are given."""
+    if options.truth is None:
+        return options.essays, options.sds, None
+    given = theta_true(options.truth)
+    return given.size, [float(given.std())], given
+
+
 def apart_table(options: argparse.Namespace) -> None:
     """Print how many pairs are told apart, and how often wrongly."""
     columns = ("orders: of pairs", "wrong batches", "bounds: of pairs", "wrong batches")
-    print(
-        f"\nTold apart, {options.essays} essays\n{'pairs      sd  judgments':26}" + "".join(f"{c:>18}" for c in columns)
-    )
+    n, sds, given = worlds(options)
+    print(f"\nTold apart, {n} essays\n{'pairs      sd  judgments':26}" + "".join(f"{c:>18}" for c in columns))
     for design in options.designs:
-        for sd in options.sds:
+        for sd in sds:
             for judgments in options.judgments:
                 rows = []
                 for replication in range(options.replications):
-                    truth, table, seed = simulate(options.seed, options.essays, sd, design, judgments, replication)
+                    truth, table, seed = simulate(options.seed, n, sd, design, judgments, replication, given)
                     drawn = draw_posterior(table, seed=seed, n_draws=options.draws)
                     marks = (told_apart(drawn), columns_told_apart(drawn.scores))
                     rows.append([figure for apart in marks for figure in called(apart, drawn.means, truth)])

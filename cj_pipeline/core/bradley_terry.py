@@ -219,9 +219,10 @@ class BradleyTerryFit:
         return means, covariance + _centred(self.score_spread @ self.score_spread.T)
 
     def at_normal_prior(self) -> "BradleyTerryFit":
-        """The fit itself, or, where its scores are under a learned shape, what `prior_sd` as a number would have given.
+        """The fit itself, or, where its scores are under a learned shape, one at the normal prior of width `prior_sd`.
 
-        What takes the prior out of the scores again asks for this one.
+        Scores, covariance and order effect are those of a fit with `prior_sd` as a number. What takes the prior out of
+        the scores again asks for this one.
         """
         if not isinstance(self.prior, StandIns):
             return self

@@ -92,8 +92,8 @@ class ScorePosterior:
     @cached_property
     def normal_share(self) -> float:
         """Posterior probability of the normal priors together; 1 where there are no others."""
-        shaped = [isinstance(prior, ScoreShape) for prior in self.priors]
-        return 1.0 - float(self.masses[shaped].sum())
+        normal = [not isinstance(prior, ScoreShape) for prior in self.priors]
+        return 1.0 if all(normal) else float(self.masses[normal].sum())
 
     def moments(self) -> tuple[FloatArray, FloatArray]:
         """(n_items,) posterior means and standard deviations of centred scores, logits, the prior integrated out."""

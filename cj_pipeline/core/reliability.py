@@ -15,8 +15,9 @@ References:
     Wright, B. D. & Masters, G. N. (1982). Rating Scale Analysis. Chicago: MESA Press.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Final
 
 import numpy as np
@@ -31,6 +32,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 _CELLS_AT_ONCE: Final = 2_000_000
+_ROUNDING: Final = 1e-9
 
 
 # -- from posterior draws --------------------------------------------------------------------------------------
@@ -87,34 +89,39 @@ def probability_better(draws: PosteriorDraws) -> FloatArray:
 def told_apart(draws: PosteriorDraws, level: float = 0.95) -> NDArray[np.bool_]:
     """(n_items, n_items) whether the order of two items is certain, so that all such statements hold at once.
 
-    With m and s the posterior mean and standard deviation of a difference, items are told apart when |m| > q s; q is
+    With m and s the posterior mean and standard deviation of a difference, items are told apart when |m|/s > q; q is
     the 1 - (1 - level)/2 quantile over draws of the largest |m|/s among the pairs that the draw has in the other
-    order. So with that probability (one side of an interval of `level`) no pair told apart is the other way round. A
-    draw that stretches or compresses the whole scale leaves orders alone; bounds on the differences, such as those of
-    `columns_told_apart`, would have to reach over it.
+    order. So in that share of the draws (one side of an interval of `level`) no pair told apart is the other way
+    round. A draw that stretches or compresses the whole scale leaves orders alone; bounds on the differences, such as
+    those of `columns_told_apart`, would have to reach over it.
 
     Raises:
-        InputError: `level` is not between 0 and 1.
+        InputError: `level` is not between 0 and 1, or there are too few draws for one to lie beyond it.
     """
     tail = _tail(level)
-    means, spread = _differences(draws.scores)
+    if len(draws.scores) * tail < 1.0:
+        raise InputError(
+            f"{len(draws.scores)} draws say nothing at the level {level}: give at least {ceil(1.0 / tail)}"
+        )
+    means, clear, first, second = _differences(draws.scores)[:4]
+    sign = np.sign(means)
 
-    def largest_in_the_other_order(rows: FloatArray, first: IntArray, second: IntArray) -> FloatArray:
-        clear = np.abs(means[first, second]) / spread[first, second]
-        swapped = (rows[:, first] - rows[:, second]) * np.sign(means[first, second]) <= 0.0
+    def largest_in_the_other_order(rows: FloatArray) -> FloatArray:
+        swapped = (rows[:, first] - rows[:, second]) * sign <= 0.0
         most: FloatArray = np.where(swapped, clear, 0.0).max(axis=1)
         return most
 
-    return _apart(draws.scores, means, spread, largest_in_the_other_order, 1.0 - tail)
+    return _apart(draws.scores, clear, largest_in_the_other_order, 1.0 - tail)
 
 
 def columns_told_apart(draws: FloatArray, level: float = 0.95) -> NDArray[np.bool_]:
     """(n, n) whether the quantities behind two columns of draws differ, so that all such statements hold at once.
 
-    With m and s the posterior mean and standard deviation of a difference d, columns are told apart when |m| > q s; q
+    With m and s the posterior mean and standard deviation of a difference d, columns are told apart when |m|/s > q; q
     is the `level` quantile over draws of the largest |d - m|/s among all pairs. So with probability `level` no
     difference lies outside its m ± q s, however many pairs one looks at. For quantities that were not shrunk towards
-    each other: where all of them are equal, `told_apart` would find a difference in most tables.
+    each other: where all of them are equal, `told_apart` would find a difference in many tables, the more columns the
+    more.
 
     Args:
         draws: (n_draws, n) posterior draws, a column per quantity.
@@ -124,63 +131,70 @@ def columns_told_apart(draws: FloatArray, level: float = 0.95) -> NDArray[np.boo
         InputError: `level` is not between 0 and 1.
     """
     _tail(level)
-    means, spread = _differences(draws)
+    means, clear, first, second, spread = _differences(draws)
 
-    def largest_deviation(rows: FloatArray, first: IntArray, second: IntArray) -> FloatArray:
-        off = rows[:, first] - rows[:, second] - means[first, second]
-        most: FloatArray = (np.abs(off) / spread[first, second]).max(axis=1)
+    def largest_deviation(rows: FloatArray) -> FloatArray:
+        most: FloatArray = (np.abs(rows[:, first] - rows[:, second] - means) / spread).max(axis=1)
         return most
 
-    return _apart(draws, means, spread, largest_deviation, level)
+    return _apart(draws, clear, largest_deviation, level)
 
 
-def _differences(draws: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """(n, n) means and standard deviations, above zero, of the differences of columns."""
+def _differences(draws: FloatArray) -> tuple[FloatArray, FloatArray, IntArray, IntArray, FloatArray]:
+    """Of every pair of columns: mean difference m, |m|/s, the first and the second column, and s (above zero)."""
+    first, second = np.triu_indices(draws.shape[1], 1)
     means = draws.mean(axis=0)
     centred = draws - means
     covariance = centred.T @ centred / len(centred)
     variance = np.diag(covariance)
-    spread = np.sqrt(np.maximum(variance[:, None] + variance[None, :] - 2.0 * covariance, 0.0))
-    return means[:, None] - means[None, :], np.maximum(spread, np.finfo(float).tiny)
+    between = variance[first] + variance[second] - 2.0 * covariance[first, second]
+    # of columns that always differ by the same, rounding is not spread
+    least = _ROUNDING * max(float(np.abs(draws).max()), np.finfo(np.float64).tiny)
+    spread = np.maximum(np.sqrt(np.maximum(between, 0.0)), least)
+    difference = means[first] - means[second]
+    return difference, np.abs(difference) / spread, first, second, spread
 
 
 def _apart(
-    draws: FloatArray,
-    means: FloatArray,
-    spread: FloatArray,
-    largest: Callable[[FloatArray, IntArray, IntArray], FloatArray],
-    level: float,
+    draws: FloatArray, clear: FloatArray, largest: Callable[[FloatArray], FloatArray], level: float
 ) -> NDArray[np.bool_]:
-    """(n, n) |mean| > q · spread; q is the `level` quantile over draws of `largest`, of rows of draws and all pairs."""
-    first, second = np.triu_indices(len(means), 1)
-    if not first.size:
-        return np.zeros(means.shape, dtype=np.bool_)
-    block = max(1, _CELLS_AT_ONCE // first.size)
-    found = [largest(draws[start : start + block], first, second) for start in range(0, len(draws), block)]
-    reach = float(np.quantile(np.concatenate(found), level))
-    apart: NDArray[np.bool_] = np.abs(means) > reach * spread
-    return apart
+    """(n, n) whether a pair is clearer than the `level` quantile over draws of `largest`, which takes rows of them."""
+    n = draws.shape[1]
+    apart = np.zeros((n, n), dtype=np.bool_)
+    if clear.size:
+        block = max(1, _CELLS_AT_ONCE // clear.size)
+        found = [largest(draws[start : start + block]) for start in range(0, len(draws), block)]
+        # often the quantile is a pair's own clearness: these must be the same number
+        apart[np.triu_indices(n, 1)] = clear > np.quantile(np.concatenate(found), level, method="higher")
+    return apart | apart.T
 
 
-def indistinguishable_groups(draws: PosteriorDraws, level: float = 0.95) -> list[list[int]]:
+def indistinguishable_groups(
+    draws: PosteriorDraws, level: float = 0.95, *, order: Sequence[int] | None = None
+) -> list[list[int]]:
     """Groups of items that cannot be told apart, best first.
 
     They are the longest runs in rank order without a pair `told_apart`. An item is in every run it fits in, so
     neighbouring groups overlap. Every item is in at least one.
 
+    Args:
+        draws: of the scores.
+        level: see `told_apart`.
+        order: the items, best first, as they are shown; by their posterior means if not given.
+
     Raises:
-        InputError: `level` is not between 0 and 1.
+        InputError: see `told_apart`.
     """
     apart = told_apart(draws, level)
-    order = np.lexsort((np.arange(draws.n_items), -draws.means))
+    ranked = np.lexsort((np.arange(draws.n_items), -draws.means)) if order is None else np.array(order)
     groups: list[list[int]] = []
     end = 0
     for start in range(draws.n_items):
         reach = max(end, start + 1)
-        while reach < draws.n_items and not apart[order[reach], order[start:reach]].any():
+        while reach < draws.n_items and not apart[ranked[reach], ranked[start:reach]].any():
             reach += 1
         if reach > end:
-            groups.append([int(item) for item in order[start:reach]])
+            groups.append([int(item) for item in ranked[start:reach]])
             end = reach
     return groups
 
