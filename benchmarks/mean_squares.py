@@ -4,7 +4,7 @@ A Rasch model is a Bradley–Terry model of persons who meet items only: P(perso
 difficulty). So judgments of essays from two halves of a batch are a table that a Rasch program can read, and an essay's
 mean squares are a person's or an item's. Both programs are given the scores of the same fit; printed are the largest
 differences of mean squares over the essays. RaschPy leaves out persons who solved everything or nothing, so essays of
-the rows that won or lost all their judgments are left out before the fit, and so are essays of the columns that are then
+the rows that won or lost all their judgments are left out before the fit, and so are those of the columns that are then
 without any.
 
 Run: python benchmarks/mean_squares.py [--essays 80] [--judgments 12] [--sd 1.5] [--seed 1]

@@ -29,7 +29,9 @@ _GROUPS_SHOWN = 20
 def diagnose(
     batch: Annotated[str, typer.Argument(help="The batch id, as `cj status` lists it.", show_default=False)],
     seed: Annotated[int, typer.Option(help="Of posterior draws and simulated judges.", min=0)] = 1,
-    replications: Annotated[int, typer.Option(help="Simulated judges to compare with.", min=20)] = 200,
+    replications: Annotated[
+        int, typer.Option(help="Simulated judges to compare with; 200 or more tell which essays fit unusually.", min=20)
+    ] = 200,
     groups: Annotated[
         Path | None,
         typer.Option(
@@ -59,7 +61,7 @@ def diagnose(
         say(note)
     alike = [group for group in found.groups if len(group) > 1]
     if alike:
-        say("essays that cannot be told apart (95 %, all pairs at once), from the best to the worst of each group:")
+        say("essays that cannot be told apart (all pairs at once), from the best to the worst of each group:")
         for group in alike[:_GROUPS_SHOWN]:
             say(f"  {group[0]} to {group[-1]} ({len(group)} essays)")
         if len(alike) > _GROUPS_SHOWN:

@@ -41,10 +41,12 @@ from cj_pipeline.workflow.problems import name_in
 from cj_pipeline.workflow.registration import scale_of
 
 MISFIT_P: Final = 0.01
-"""Essays whose infit or outfit has a p-value below this are listed."""
+"""Essays whose infit or outfit has a p-value below this are listed; it takes 200 simulated judges to have one."""
 
 LEAST_JUDGMENTS: Final = 10
 """Fewer judgments in the batch tell nothing about fit."""
+
+_NAMED: Final = 10
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Diagnosis:
         summary: figures about the batch by name; None for one that cannot be had.
         essays: one row per essay, best first: score, interval, rank and its interval, infit and outfit with p-values
             and the limits (2.5 %, 97.5 %) of a perfect judge on the same pairs, None for an essay without judgments.
-        groups: sets of essays, by id, that cannot be told apart (95 %, simultaneously).
+        groups: essays, by id and in the order of `essays`, that cannot be told apart (`reliability.told_apart`).
         surprises: the judgments to look at first.
         calibration: how often favourites won, by predicted chance.
         judges: infit and outfit of each provider and model that judged (prompts are a batch's own), likewise.
@@ -174,7 +176,7 @@ def diagnose(
             }
             for rank, item in enumerate(best_first, start=1)
         ],
-        groups=[[ids[item] for item in group] for group in indistinguishable_groups(drawn)],
+        groups=[[ids[item] for item in group] for group in indistinguishable_groups(drawn, order=best_first)],
         surprises=[
             {
                 "comparison_id": judged[found.row].comparison_id,
@@ -351,24 +353,34 @@ def _mean_square(name: str, value: float, limits: Sequence[float], p: float) -> 
 
 
 def _notes(bias: PositionBias, misfit: JudgmentFit, ids: list[str]) -> list[str]:
-    unusual = [essay for essay, p, q in zip(ids, misfit.infit_p, misfit.outfit_p, strict=True) if min(p, q) < MISFIT_P]
-    by_chance = 2 * MISFIT_P * len(ids)
-    notes = [
-        "Expected r² is how well these scores should correlate, squared, with the scores that endless judging would "
-        "give. It is the headline; the two figures below it mislead unless pairing ignored the results.",
+    return [
+        "Expected r² is how well the best estimates of the scores should correlate, squared, with the scores that "
+        "endless judging would give. It is the headline; the two figures below it mislead unless pairing ignored the "
+        "results.",
         bias.verdict,
+        _misfits(misfit, ids),
+        _power(misfit),
+        "All of this is precision. Whether the judge values what the rubric asks for, it cannot say.",
     ]
-    if unusual:
-        notes.append(
-            f"Unusual fit (p < {MISFIT_P}): {len(unusual)} of {len(ids)} essays, about {by_chance:.1f} are expected by "
-            f"chance: {', '.join(unusual[:10])}. Read them first."
-        )
-    else:
-        notes.append("No essay fits unusually badly or well.")
+
+
+def _misfits(misfit: JudgmentFit, ids: list[str]) -> str:
+    if 2.0 / (misfit.replications + 1.0) >= MISFIT_P:
+        return f"{misfit.replications} simulated judges are too few to say which essays fit unusually: take 200."
+    least = {essay: min(p, q) for essay, p, q in zip(ids, misfit.infit_p, misfit.outfit_p, strict=True) if not isnan(p)}
+    unusual = [essay for essay in sorted(least, key=lambda essay: (least[essay], essay)) if least[essay] < MISFIT_P]
+    if not unusual:
+        return "No essay fits unusually badly or well."
+    more = f" and {len(unusual) - _NAMED} more" if len(unusual) > _NAMED else ""
+    return (
+        f"Unusual fit (p < {MISFIT_P}): {len(unusual)} of {len(least)} essays, at most about "
+        f"{2 * MISFIT_P * len(least):.1f} are expected by chance: {', '.join(unusual[:_NAMED])}{more}. Read them first."
+    )
+
+
+def _power(misfit: JudgmentFit) -> str:
     low, high = np.nanmedian(misfit.infit_limits, axis=0)
-    notes.append(
+    return (
         f"A perfect judge's infit of the typical essay lies between {low:.2f} and {high:.2f} on these pairs (95 %): "
         "misfit within such limits these judgments cannot show."
     )
-    notes.append("All of this is precision. Whether the judge values what the rubric asks for, it cannot say.")
-    return notes

@@ -20,7 +20,12 @@ from cj_pipeline.core.designs import (
     plan_whole_budget,
 )
 from cj_pipeline.core.errors import PlanningError
-from cj_pipeline.core.judgment_worth import expected_information
+from cj_pipeline.core.judgment_worth import (
+    expected_fall,
+    expected_information,
+    grade_boundaries,
+    importance_for_grades,
+)
 from cj_pipeline.core.models import Comparison, ComparisonStatus, PairDesign, PairMode, Winner
 from cj_pipeline.core.pairing import plan_single_wave, plan_wave
 from cj_pipeline.core.score_prior import known_items
@@ -538,6 +543,30 @@ def test_a_block_of_a_larger_batch_has_the_best_pair_after_another_that_share_no
             skew.subtract({pair.essay_b: 1})
             seen.add((pair.essay_a, pair.essay_b))
         covariance = np.linalg.inv(precision)
+
+
+def test_pairs_of_a_hundred_students_with_anchors_go_by_their_grades():
+    n = 112
+    essay_ids, truth, history = examine(BALANCED, n, sizes=[7 * n // 2], seed=5)
+    anchors = sorted(essay_ids[:12], key=lambda essay: truth[essay])
+    grades = {essay: "CBA"[k // 4] for k, essay in enumerate(anchors)}
+    known = scored(history, essay_ids)
+    (chosen,) = plan_next_wave(ADAPTIVE, request(essay_ids, history, size=1, wave=2, anchor_grades=grades, **known))
+    means, covariance = known["fit"].integrated_moments(widened=TWICE)
+    boundaries, step = grade_boundaries(means, {essay_ids.index(essay): grade for essay, grade in grades.items()})
+    for_grades = importance_for_grades(means, covariance, np.arange(12, n), boundaries, TWO_FIFTHS * step)
+    skew, seen = Counter(), set()
+    for c in history:
+        skew.update({c.essay_a: 1})
+        skew.subtract({c.essay_b: 1})
+        seen.add((c.essay_a, c.essay_b))
+    pairs = [(a, b) for a, b in combinations(essay_ids, 2) if skew[a] * skew[b] <= 0 and not seen & {(a, b), (b, a)}]
+
+    def best(importance):
+        fall = expected_fall(means[:, None] - means, covariance, importance)
+        return set(max(pairs, key=lambda pair: fall[essay_ids.index(pair[0]), essay_ids.index(pair[1])]))
+
+    assert {chosen.essay_a, chosen.essay_b} == best(for_grades) != best(None)
 
 
 @pytest.mark.parametrize("design", [ADAPTIVE, CALIBRATED])

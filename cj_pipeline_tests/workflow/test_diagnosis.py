@@ -65,6 +65,12 @@ def test_the_figures_are_those_of_the_ledgers_judgments_and_nothing_is_stored(le
         assert {surprise["winner_id"], surprise["loser_id"]} == {record.essay_a, record.essay_b}
         assert surprise["chance"] < 0.5
     assert diagnose(ledger, "b", replications=20, draws=60) == found
+    assert any("20 simulated judges are too few" in note for note in found.notes)
+    enough = diagnose(ledger, "b", replications=200, draws=60)
+    unusual = [row["essay_id"] for row in enough.essays if min(row["infit_p"], row["outfit_p"]) < 0.01]
+    (said,) = [note for note in enough.notes if "fits unusually" in note or note.startswith("Unusual fit")]
+    assert all(essay in said for essay in unusual)
+    assert (f"{len(unusual)} of {len(enough.essays)} essays" in said) == bool(unusual)
 
 
 @pytest.mark.slow
