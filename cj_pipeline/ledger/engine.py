@@ -3,6 +3,8 @@
 Nothing here knows what the tables mean.
 """
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from cj_pipeline.ledger.errors import LedgerSchemaError
 _WRITE: Final = "cj_write"
 _MIGRATE: Final = "cj_migrate"
 _LOCK_TIMEOUT_SECONDS: Final = 120
+_BUSY_SECONDS: Final = 60
 VERSION_TABLE: Final = "cj_alembic_version"
 """Not Alembic's default name: Dagster's storage, which may share the database, uses that."""
 HEAD: Final = "0004"
@@ -38,7 +41,7 @@ def make_engine(url: str) -> Engine:
         if parsed.database and parsed.database != ":memory:":
             _make_folder(Path(parsed.database).parent)
         engine = sa.create_engine(
-            parsed, hide_parameters=True, connect_args={"timeout": 60, "check_same_thread": False}
+            parsed, hide_parameters=True, connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False}
         )
         sa.event.listen(engine, "connect", _sqlite_connect)
         sa.event.listen(engine, "begin", _sqlite_begin)
@@ -73,11 +76,24 @@ def _sqlite_connect(dbapi_connection: Any, _record: Any) -> None:
     # the driver must not begin transactions of its own: _sqlite_begin does
     dbapi_connection.isolation_level = None
     cursor = dbapi_connection.cursor()
-    cursor.execute("PRAGMA busy_timeout = 60000")
-    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute(f"PRAGMA busy_timeout = {1000 * _BUSY_SECONDS}")
+    _write_ahead(cursor)
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _write_ahead(cursor: Any) -> None:
+    """Set WAL mode. Where a fresh file is opened by several at once SQLite does not wait for the others here."""
+    give_up = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
 
 
 def _sqlite_begin(connection: Connection) -> None:

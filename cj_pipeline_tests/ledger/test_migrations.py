@@ -575,28 +575,34 @@ from cj_pipeline.ledger import Ledger
 from cj_pipeline.ledger.engine import known_revisions
 
 known_revisions()  # the slow imports, once
-wait, go = os.pipe()
-children = []
-for _ in range(6):
-    child = os.fork()
-    if child == 0:
-        os.close(go)
-        os.read(wait, 1)  # until every end is closed
-        ledger = Ledger.open(sys.argv[1])
-        ledger.batches()
-        ledger.close()
-        os._exit(0)
-    children.append(child)
-os.close(go)
-print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+failed = 0
+for url in sys.argv[1:]:
+    wait, go = os.pipe()
+    children = []
+    for _ in range(6):
+        child = os.fork()
+        if child == 0:
+            os.close(go)
+            os.read(wait, 1)  # until every end is closed
+            ledger = Ledger.open(url)
+            ledger.batches()
+            ledger.close()
+            os._exit(0)
+        children.append(child)
+    os.close(go)
+    os.close(wait)
+    failed += sum(os.waitpid(child, 0)[1] != 0 for child in children)
+print(failed)
 """
 
 
-def test_six_processes_may_use_a_fresh_sqlite_ledger_first(tmp_path):
-    url = f"sqlite:///{tmp_path / 'new' / 'ledger.sqlite'}"
-    command = [sys.executable, "-c", OPEN_IN_SIX_PROCESSES, url]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert (done.stdout, done.stderr) == ("[0, 0, 0, 0, 0, 0]\n", "")
-    engine = make_engine(url)
+# switching a fresh file to WAL, SQLite does not always wait for others that do the same: about once in forty times
+@pytest.mark.parametrize("times", [1, pytest.param(150, marks=pytest.mark.slow)])
+def test_six_processes_may_use_a_fresh_sqlite_ledger_first(tmp_path, times):
+    urls = [f"sqlite:///{tmp_path / f'new-{k}' / 'ledger.sqlite'}" for k in range(times)]
+    command = [sys.executable, "-c", OPEN_IN_SIX_PROCESSES, *urls]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+    engine = make_engine(urls[-1])
     assert current_revision(engine) == HEAD
     engine.dispose()
