@@ -16,8 +16,11 @@ help: ## What each target does
 demo: $(STAMP) ## From essays to grades, end to end, with no key and no server
 	@$(BIN)/cj demo
 
+# one more than there are cores, since some tests wait
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
+
 test: $(STAMP) ## The default test suite
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-slow: $(STAMP) ## What takes longer: crash drills, a live daemon, a browser
 	@$(BIN)/python -m pytest -m slow

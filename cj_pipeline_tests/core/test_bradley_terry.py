@@ -521,6 +521,7 @@ def test_score_intervals_need_a_fitted_prior():
         fit_bradley_terry([0, 1], [1, 0], 2, prior_sd=1.0).score_intervals()
 
 
+@pytest.mark.slow
 def test_the_fitted_width_recovers_the_spread_of_a_large_batch():
     winners, losers = random_judgments(300, 9000, 4, sd=1.5)
     fit = fit_bradley_terry(winners, losers, 300)

@@ -234,7 +234,7 @@ def exponential(rng, n):
     return 3.5 * rng.exponential(size=n)
 
 
-@pytest.mark.parametrize("spread", [two_groups, exponential])
+@pytest.mark.parametrize("spread", [two_groups, pytest.param(exponential, marks=pytest.mark.slow)])
 def test_intervals_of_near_pairs_on_a_long_scale_hold_the_truth_though_it_is_not_normally_spread(spread):
     rng = np.random.default_rng(5)
     held, held_if_normal, off, off_if_normal = [], [], [], []
@@ -271,6 +271,7 @@ def test_reversing_every_judgment_mirrors_the_result_and_renaming_the_items_rena
     np.testing.assert_allclose(renamed.moments()[0][names], forth.moments()[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_draws_of_a_batch_that_is_not_normally_spread_come_from_its_shape_and_say_so():
     rng = np.random.default_rng(8)
     truth = np.where(rng.random(110) < 0.5, -2.0, 2.0) + 0.3 * rng.standard_normal(110)
@@ -327,9 +328,9 @@ def random_walk(winners, losers, n, shape, rng, sweeps=6000):
     [
         (np.zeros(100), 4, False),
         (8.0 * (np.arange(110) % 2), 8, False),
-        (3.0 * (np.arange(120) % 3), 2, False),
-        (np.concatenate([[25.0, 25.0], np.linspace(-1, 1, 98)]), 20, False),
-        (np.arange(100.0), 6, True),
+        pytest.param(3.0 * (np.arange(120) % 3), 2, False, marks=pytest.mark.slow),
+        pytest.param(np.concatenate([[25.0, 25.0], np.linspace(-1, 1, 98)]), 20, False, marks=pytest.mark.slow),
+        pytest.param(np.arange(100.0), 6, True, marks=pytest.mark.slow),
         (np.where(np.arange(130) < 6, 8.0, 0.0) + np.linspace(0, 1, 130), 8, False),
     ],
     ids=["nobody is better", "two groups", "three groups", "two outliers", "never contradicted", "a rare kind"],
