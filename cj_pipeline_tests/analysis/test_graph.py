@@ -926,6 +926,7 @@ def drill_kills(path: Path, kills: int, *, fresh: bool) -> None:
         assert not (private(path) / "incoming").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fresh", [False, True])
 def test_publications_killed_at_random_moments_leave_a_whole_file(path: Path, fresh: bool) -> None:
     drill_kills(path, 3, fresh=fresh)

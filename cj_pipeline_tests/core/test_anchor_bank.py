@@ -94,6 +94,7 @@ def test_many_nights_recover_positions_and_the_night_to_night_spread():
     assert bank.night_sd_interval[0] < 0.35 < bank.night_sd_interval[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "slope_sd", "banks"), [(1, 0.0, 100), (4, 0.0, 100), (4, 0.1, 50)])
 def test_intervals_of_positions_and_of_another_night_hold_the_truth_in_95_of_100_cases(count, slope_sd, banks):
     """Banks of `count` nights, τ from its prior. 8 anchors of a bank share its τ: Monte Carlo error .01 to .016."""

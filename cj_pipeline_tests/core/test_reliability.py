@@ -226,6 +226,7 @@ def test_expected_r_squared_is_undefined_for_two_items():
     assert expected_r_squared(normal_draws([0.0, 1.0], [1.0, 1.0])) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("design", ["random", "nearest"])
 def test_expected_r_squared_is_what_the_squared_correlation_with_the_truth_turns_out_to_be(design):
     """Truths from the prior: the mean difference is zero but for Monte Carlo error, however pairs were chosen."""

@@ -48,6 +48,7 @@ def test_progress_is_told_after_each_exam():
     assert told == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_more_judgments_bring_scores_order_and_grades_nearer_to_the_truth():
     played = play(Exam(students=10, anchors=9, step=1.0), settings=LARGE_WAVES, budget=300, replications=6)
     early, late = budget_table(played, [60, 300])

@@ -433,6 +433,7 @@ def hangs(server: Provider) -> bool:
     return any(call.fault == "hang" for call in administrative(server))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("judge", [CLAUDE, pytest.param(GPT, marks=pytest.mark.slow)])
 def test_a_job_that_arrived_as_its_process_was_killed_is_found_again_and_not_sent_twice(
     ledger, start_worker, server, judge
@@ -577,6 +578,7 @@ def set_back(ledger: Ledger, *, seconds: float) -> None:
         pytest.param(GPT, False, id="gpt-dropped", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_job_that_never_arrived_is_sent_again_once_but_not_before_it_could_have_shown_up(
     ledger, start_worker, server, judge, killed
 ):
