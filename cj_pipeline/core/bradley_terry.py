@@ -206,10 +206,8 @@ class BradleyTerryFit:
             raise InputError("a prior can be widened by a factor of at least 1, and only without known items")
         likeliest = None if self.posterior is None else self.posterior.likeliest_shape()
         if likeliest is not None:
-            means, covariance = (
-                self.scores,
-                self._covariance_under(likeliest.stand_ins.widened(widened), likeliest.sites),
-            )
+            means = self.scores
+            covariance = self._covariance_under(likeliest.stand_ins.widened(widened), likeliest.sites)
         else:
             means, covariance = self.posterior_moments()
             if widened > 1.0 and self.prior_sd is not None:

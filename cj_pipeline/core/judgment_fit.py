@@ -85,6 +85,11 @@ class JudgmentFit:
     judges: tuple["JudgeFit", ...]
     replications: int
 
+    @property
+    def least_p(self) -> float:
+        """The smallest p-value that so many simulated batches can give."""
+        return 2.0 / (self.replications + 1.0)
+
 
 @dataclass(frozen=True, eq=False)
 class JudgeFit:

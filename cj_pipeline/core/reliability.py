@@ -103,15 +103,14 @@ def told_apart(draws: PosteriorDraws, level: float = 0.95) -> NDArray[np.bool_]:
         raise InputError(
             f"{len(draws.scores)} draws say nothing at the level {level}: give at least {ceil(1.0 / tail)}"
         )
-    means, clear, first, second = _differences(draws.scores)[:4]
-    sign = np.sign(means)
+    pairs = _Differences.of(draws.scores)
+    sign = np.sign(pairs.means)
 
-    def largest_in_the_other_order(rows: FloatArray) -> FloatArray:
-        swapped = (rows[:, first] - rows[:, second]) * sign <= 0.0
-        most: FloatArray = np.where(swapped, clear, 0.0).max(axis=1)
+    def largest_in_the_other_order(differences: FloatArray) -> FloatArray:
+        most: FloatArray = np.where(differences * sign <= 0.0, pairs.clear, 0.0).max(axis=1)
         return most
 
-    return _apart(draws.scores, clear, largest_in_the_other_order, 1.0 - tail)
+    return pairs.clearer(draws.scores, largest_in_the_other_order, 1.0 - tail)
 
 
 def columns_told_apart(draws: FloatArray, level: float = 0.95) -> NDArray[np.bool_]:
@@ -131,42 +130,59 @@ def columns_told_apart(draws: FloatArray, level: float = 0.95) -> NDArray[np.boo
         InputError: `level` is not between 0 and 1.
     """
     _tail(level)
-    means, clear, first, second, spread = _differences(draws)
+    pairs = _Differences.of(draws)
 
-    def largest_deviation(rows: FloatArray) -> FloatArray:
-        most: FloatArray = (np.abs(rows[:, first] - rows[:, second] - means) / spread).max(axis=1)
+    def largest_deviation(differences: FloatArray) -> FloatArray:
+        most: FloatArray = (np.abs(differences - pairs.means) / pairs.spread).max(axis=1)
         return most
 
-    return _apart(draws, clear, largest_deviation, level)
+    return pairs.clearer(draws, largest_deviation, level)
 
 
-def _differences(draws: FloatArray) -> tuple[FloatArray, FloatArray, IntArray, IntArray, FloatArray]:
-    """Of every pair of columns: mean difference m, |m|/s, the first and the second column, and s (above zero)."""
-    first, second = np.triu_indices(draws.shape[1], 1)
-    means = draws.mean(axis=0)
-    centred = draws - means
-    covariance = centred.T @ centred / len(centred)
-    variance = np.diag(covariance)
-    between = variance[first] + variance[second] - 2.0 * covariance[first, second]
-    # of columns that always differ by the same, rounding is not spread
-    least = _ROUNDING * max(float(np.abs(draws).max()), np.finfo(np.float64).tiny)
-    spread = np.maximum(np.sqrt(np.maximum(between, 0.0)), least)
-    difference = means[first] - means[second]
-    return difference, np.abs(difference) / spread, first, second, spread
+@dataclass(frozen=True, eq=False)
+class _Differences:
+    """Of every pair of columns of draws, the difference.
 
+    Attributes:
+        first, second: (n_pairs,) the columns.
+        means: (n_pairs,) of the differences, first minus second.
+        spread: (n_pairs,) their standard deviations, above zero.
+        clear: (n_pairs,) how many of these the mean is from zero.
+    """
 
-def _apart(
-    draws: FloatArray, clear: FloatArray, largest: Callable[[FloatArray], FloatArray], level: float
-) -> NDArray[np.bool_]:
-    """(n, n) whether a pair is clearer than the `level` quantile over draws of `largest`, which takes rows of them."""
-    n = draws.shape[1]
-    apart = np.zeros((n, n), dtype=np.bool_)
-    if clear.size:
-        block = max(1, _CELLS_AT_ONCE // clear.size)
-        found = [largest(draws[start : start + block]) for start in range(0, len(draws), block)]
-        # often the quantile is a pair's own clearness: these must be the same number
-        apart[np.triu_indices(n, 1)] = clear > np.quantile(np.concatenate(found), level, method="higher")
-    return apart | apart.T
+    first: IntArray
+    second: IntArray
+    means: FloatArray
+    spread: FloatArray
+    clear: FloatArray
+
+    @classmethod
+    def of(cls, draws: FloatArray) -> "_Differences":
+        first, second = np.triu_indices(draws.shape[1], 1)
+        means = draws.mean(axis=0)
+        centred = draws - means
+        covariance = centred.T @ centred / len(centred)
+        variance = np.diag(covariance)
+        between = variance[first] + variance[second] - 2.0 * covariance[first, second]
+        # of columns that always differ by the same, rounding is not spread
+        least = _ROUNDING * max(float(np.abs(draws).max()), np.finfo(np.float64).tiny)
+        spread = np.maximum(np.sqrt(np.maximum(between, 0.0)), least)
+        difference = means[first] - means[second]
+        return cls(first, second, difference, spread, np.abs(difference) / spread)
+
+    def clearer(
+        self, draws: FloatArray, largest: Callable[[FloatArray], FloatArray], level: float
+    ) -> NDArray[np.bool_]:
+        """(n, n) whether a pair is clearer than the `level` quantile, over draws, of `largest` of their differences."""
+        n = draws.shape[1]
+        apart = np.zeros((n, n), dtype=np.bool_)
+        if self.clear.size:
+            block = max(1, _CELLS_AT_ONCE // self.clear.size)
+            rows = (draws[start : start + block] for start in range(0, len(draws), block))
+            found = np.concatenate([largest(some[:, self.first] - some[:, self.second]) for some in rows])
+            # often the quantile is a pair's own clearness: these must be the same number
+            apart[self.first, self.second] = self.clear > np.quantile(found, level, method="higher")
+        return apart | apart.T
 
 
 def indistinguishable_groups(

@@ -105,18 +105,23 @@ class CavityFit:
     Attributes:
         basis: of the log density.
         log_kernels: (n_items, g) log of each cavity's density at the places, up to a constant.
-        penalty: (k, k) the smoothing times `bends`.
+        smoothing: weight of the squared third derivative, `bends`.
     """
 
     basis: LogDensitySplines
     log_kernels: FloatArray
-    penalty: FloatArray
+    smoothing: float
 
     @classmethod
     def of(cls, basis: LogDensitySplines, means: FloatArray, variances: FloatArray, smoothing: float) -> "CavityFit":
         """Items known by (n_items,) means, logits, and variances, logits²; smoothing is the penalty's weight."""
         kernels = (basis.places - means[:, None]) ** 2 * (-0.5 / variances)[:, None]
-        return cls(basis, kernels, smoothing * basis.bends)
+        return cls(basis, kernels, smoothing)
+
+    @cached_property
+    def penalty(self) -> FloatArray:
+        """(k, k) matrix P; the log prior density of a spline is -cᵀPc/2, up to a constant."""
+        return self.smoothing * self.basis.bends
 
     def improved(self, coefficients: FloatArray) -> tuple[FloatArray, float]:
         """Coefficients after a few Newton steps, and how much the objective has gained."""
@@ -141,8 +146,7 @@ class CavityFit:
         curvature = self._derivatives(coefficients)[1]
         every = np.concatenate([unbent, bent], axis=1)
         whole = _log_determinant(every.T @ curvature @ every)
-        smoothing = self.penalty[0, 0] / self.basis.bends[0, 0]
-        prior = float(np.log(smoothing * bends).sum()) - float(coefficients @ self.penalty @ coefficients)
+        prior = float(np.log(self.smoothing * bends).sum()) - float(coefficients @ self.penalty @ coefficients)
         return 0.5 * (prior - whole + _log_determinant(unbent.T @ curvature @ unbent))
 
     def _log_density(self, coefficients: FloatArray) -> FloatArray:

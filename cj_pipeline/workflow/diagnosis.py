@@ -365,8 +365,9 @@ def _notes(bias: PositionBias, misfit: JudgmentFit, ids: list[str]) -> list[str]
 
 
 def _misfits(misfit: JudgmentFit, ids: list[str]) -> str:
-    if 2.0 / (misfit.replications + 1.0) >= MISFIT_P:
-        return f"{misfit.replications} simulated judges are too few to say which essays fit unusually: take 200."
+    if misfit.least_p >= MISFIT_P:
+        enough = round(2.0 / MISFIT_P)
+        return f"{misfit.replications} simulated judges are too few to say which essays fit unusually: take {enough}."
     least = {essay: min(p, q) for essay, p, q in zip(ids, misfit.infit_p, misfit.outfit_p, strict=True) if not isnan(p)}
     unusual = [essay for essay in sorted(least, key=lambda essay: (least[essay], essay)) if least[essay] < MISFIT_P]
     if not unusual:

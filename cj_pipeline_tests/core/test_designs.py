@@ -36,7 +36,7 @@ JUDGED, FAILED, WITHDRAWN = ComparisonStatus.JUDGED, ComparisonStatus.FAILED, Co
 COVERAGE, RANDOM, BALANCED, ADAPTIVE, CALIBRATED = PairDesign
 NEW_DESIGNS = (RANDOM, BALANCED, ADAPTIVE, CALIBRATED)
 each_new_design = pytest.mark.parametrize("design", NEW_DESIGNS)
-some = settings(deadline=None, max_examples=10)
+some = settings(deadline=None, max_examples=20)
 
 
 def names(n):
